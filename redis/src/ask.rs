@@ -72,6 +72,23 @@ impl Ask {
         Request::read(opcode, &self.frame[HEADER_BYTES..]).expect("the frame was encoded here")
     }
 
+    /// Returns the digests of all keys of the request; none for a SCAN.
+    pub fn digests(&self) -> Vec<Digest> {
+        let request = self.request();
+        let mut digests = vec![request.digest];
+        match request.operation {
+            Operation::Scan(_) => digests.clear(),
+            Operation::Update(_, updates) if updates.names_keys() => {
+                for update in updates.iter() {
+                    let keys = [update.key, update.second_key()];
+                    digests.extend(keys.into_iter().flatten().map(Digest::of));
+                }
+            }
+            _ => {}
+        }
+        digests
+    }
+
     /// Returns the frame.
     pub fn frame(&self) -> &[u8] {
         &self.frame

@@ -61,6 +61,11 @@ pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 /// at most these bytes, one batch, and the bytes that the kernel buffers for the stream (`UNSENT_BYTES` in
 /// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
+/// The work for a page of a scan. Each unit is up to 100 µs. The work for an addition of a floating-point number is one
+/// unit. The work for any other request is limited by its length, except for the bytes that updates make.
+const WORK_OF_SCAN: u32 = 4;
+/// The number of bytes that an update makes with one unit of work.
+const BYTES_OF_WORK: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again. It doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
@@ -377,9 +382,16 @@ impl Service {
         }
     }
 
-    /// Returns the number of bytes of changes and response that the last UPDATE has made.
-    pub(crate) fn take_updated_bytes(&mut self) -> usize {
-        std::mem::take(&mut self.updated_bytes)
+    /// Returns the work for a request that was just passed to a replica.
+    pub(crate) fn work_of(&mut self, request: &Request<'_>) -> u32 {
+        match request.operation {
+            Operation::Scan(_) => WORK_OF_SCAN,
+            Operation::Update(_, updates) => {
+                let made = std::mem::take(&mut self.updated_bytes) / BYTES_OF_WORK;
+                u32::from(updates.floats()).saturating_add(u32::try_from(made).unwrap_or(u32::MAX))
+            }
+            _ => 0,
+        }
     }
 
     /// Appends an error response for a request that reaches no replica.

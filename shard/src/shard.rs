@@ -169,6 +169,7 @@ impl Shard {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.apply_new_limit();
+        self.service.begin_gateway_turn();
     }
 
     /// Processes bytes received on a connection. Bytes for a closing or closed connection are discarded.
@@ -505,10 +506,8 @@ impl Shard {
     pub fn set_address(&mut self, id: ConnectionId, from: Address) {
         if let Some(receiver) = self.receiver(id) {
             receiver.address = from;
-            match &mut receiver.input {
-                Input::Client(connection) => connection.set_address(from),
-                Input::Redis(connection) => connection.set_address(from),
-                Input::Handshake(_) | Input::Peer(_) | Input::Link(_) => {}
+            if let Input::Client(connection) = &mut receiver.input {
+                connection.set_address(from);
             }
         }
     }

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::client_message::{Operation, Response};
+use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{Time, WallTime};
 use kv_protocol::limits::MAX_RESPONSE_BODY;
@@ -28,7 +28,6 @@ use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
 use super::gateway::{Delivery, Outcome, Owner};
-use crate::address::Address;
 use crate::service::Service;
 
 /// The number of requests in flight above which no further command of the connection begins.
@@ -38,10 +37,15 @@ const ASKS_MAX: usize = 65_536;
 /// The capacity to which the input buffer of a connection is trimmed.
 const IDLE_INPUT: usize = 1 << 10;
 
+/// The number of parsed bytes at the front of the input above which they are removed.
+const PARSED_BYTES: usize = 16 << 10;
+
 /// The input side of a Redis client's connection; its output is in the [`Service`].
 pub(crate) struct RedisConnection {
     id: ConnectionId,
     input: Vec<u8>,
+    /// The number of bytes at the front of the input that belong to commands already taken.
+    parsed: usize,
     parser: CommandParser,
     client: Client,
     /// The commands without a complete reply, and those behind them.
@@ -49,13 +53,12 @@ pub(crate) struct RedisConnection {
     /// The number of the first pending command.
     first: u64,
     /// A command that may not begin yet.
-    held: Option<Held>,
-    /// The keys of the requests in flight.
+    held: Option<Step>,
     in_flight: Vec<InFlight>,
     /// True after the last command that is served.
     is_ending: bool,
+    /// The number of bytes of this connection that are counted as connection memory.
     counted: usize,
-    from: Address,
 }
 
 /// A command whose reply is not sent yet.
@@ -66,29 +69,42 @@ enum Pending {
     Waiting(Box<Waiting>),
 }
 
-struct Waiting {
-    finish: Finish,
-    /// The requests are reads.
-    is_read: Vec<bool>,
-    answers: Vec<Option<Outcome>>,
-    missing: usize,
-    reply: Vec<u8>,
-    version: Version,
-}
-
-struct Held {
+/// A command, or a step of it, that asks the store.
+struct Step {
     asks: Vec<Ask>,
     finish: Finish,
-    version: Version,
-    reply: Vec<u8>,
+    reply: PartialReply,
 }
 
+/// The beginning of a reply.
+struct PartialReply {
+    bytes: Vec<u8>,
+    version: Version,
+}
+
+/// A step whose requests are in flight.
+struct Waiting {
+    finish: Finish,
+    reply: PartialReply,
+    parts: Vec<Part>,
+    /// The number of parts without an outcome.
+    missing: usize,
+}
+
+/// A request of a step.
+struct Part {
+    is_read: bool,
+    outcome: Option<Outcome>,
+}
+
+/// A request in flight.
 struct InFlight {
     command: u64,
     part: usize,
-    /// The digest of the key; `None` for a request that concerns no single key.
-    key: Option<Digest>,
+    /// The digests of its keys; none for a request that concerns all keys.
+    keys: Vec<Digest>,
     is_write: bool,
+    bytes: usize,
 }
 
 /// The facts that commands use.
@@ -113,6 +129,7 @@ impl RedisConnection {
         RedisConnection {
             id,
             input: Vec::new(),
+            parsed: 0,
             parser: CommandParser::new(MAX_COMMAND_BYTES),
             client: Client { id: id.0, ..Client::default() },
             pending: VecDeque::new(),
@@ -121,13 +138,7 @@ impl RedisConnection {
             in_flight: Vec::new(),
             is_ending: false,
             counted: 0,
-            from: Address::UNKNOWN,
         }
-    }
-
-    /// Sets the client address of the connection.
-    pub(crate) fn set_address(&mut self, from: Address) {
-        self.from = from;
     }
 
     /// Processes received bytes and serves the complete commands among them.
@@ -138,54 +149,59 @@ impl RedisConnection {
 
     /// Continues with the commands that were held back.
     pub(crate) fn go_on(&mut self, now: Time, service: &mut Service) {
-        if let Some(held) = self.held.take() {
-            self.begin_or_hold(now, service, held);
+        if let Some(step) = self.held.take() {
+            self.begin_or_hold(now, service, step);
         }
-        let mut input = std::mem::take(&mut self.input);
-        let mut taken = 0;
+        let input = std::mem::take(&mut self.input);
         while self.may_go_on(service) {
-            match self.serve_next(now, service, &input[taken..]) {
+            match self.serve_next(now, service, &input[self.parsed..]) {
                 0 => break,
-                consumed => taken += consumed,
+                consumed => self.parsed += consumed,
             }
         }
-        input.drain(..taken);
-        if input.is_empty() && input.capacity() > IDLE_INPUT {
-            input = Vec::new();
-        }
         self.input = input;
+        if self.parsed == self.input.len() {
+            self.input.clear();
+            self.parsed = 0;
+            self.input.shrink_to(IDLE_INPUT);
+        } else if self.parsed >= PARSED_BYTES && self.parsed * 2 >= self.input.len() {
+            self.input.drain(..self.parsed);
+            self.parsed = 0;
+        }
         self.count_memory(now, service);
     }
 
     fn may_go_on(&self, service: &mut Service) -> bool {
-        self.held.is_none()
-            && !self.is_ending
-            && self.in_flight.len() < IN_FLIGHT
-            && service.outputs.may_serve(self.id)
+        if self.held.is_some() || self.is_ending || self.in_flight.len() >= IN_FLIGHT {
+            return false;
+        }
+        if service.is_gateway_busy() {
+            service.outputs.postpone(self.id);
+        }
+        service.outputs.may_serve(self.id)
     }
 
     /// Serves the command at the beginning of `bytes`. Returns the number of its bytes; 0 if it is incomplete.
     fn serve_next(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
-        let mut reply = service.outputs.take_buffer();
         let version = self.client.version;
+        let mut reply = PartialReply { bytes: service.outputs.take_buffer(), version };
         let (consumed, plan) = match self.parser.parse(bytes) {
             Ok(Parsed::Incomplete { .. }) => {
-                service.outputs.recycle(reply);
+                service.outputs.recycle(reply.bytes);
                 return 0;
             }
             Ok(Parsed::Nothing { consumed }) => {
-                service.outputs.recycle(reply);
+                service.outputs.recycle(reply.bytes);
                 return consumed;
             }
             Ok(Parsed::Command { args, consumed }) => {
+                service.count_request();
                 let args: Vec<&[u8]> = args.iter().collect();
                 let facts =
                     Facts { placement: service.identity.placement, wall: service.wall(now) };
                 let client = &mut self.client;
                 let mut context = Context { args: &args, client, server: &facts };
-                let plan = command::perform(&mut context, &mut Reply::new(&mut reply, version));
-                service.count_request();
-                (consumed, plan)
+                (consumed, command::perform(&mut context, &mut reply.writer()))
             }
             Err(error) => {
                 let text = String::from_utf8_lossy(&error.text()).into_owned();
@@ -194,48 +210,51 @@ impl RedisConnection {
                 (bytes.len(), Err(Error::Text(text)))
             }
         };
-        self.take_plan(now, service, plan, (version, reply));
+        match self.step_of(plan, reply) {
+            Ok(step) => self.begin_or_hold(now, service, step),
+            Err(reply) => self.reply(now, service, reply),
+        }
         consumed
     }
 
-    /// Carries out the plan of the next command.
-    fn take_plan(
+    /// Returns the step that a plan asks for, or else the complete reply.
+    fn step_of(
         &mut self,
-        now: Time,
-        service: &mut Service,
         plan: Result<Plan, Error>,
-        (version, mut reply): (Version, Vec<u8>),
-    ) {
-        match plan {
+        mut reply: PartialReply,
+    ) -> Result<Step, Vec<u8>> {
+        let error = match plan {
             Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
-                let held = Held { asks, finish, version, reply };
-                return self.begin_or_hold(now, service, held);
+                return Ok(Step { asks, finish, reply });
             }
-            Ok(Plan::Ask { .. }) => {
-                Reply::new(&mut reply, version).error(&TOO_MANY_KEYS);
+            Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
+            Ok(Plan::Replied) => return Err(reply.bytes),
+            Ok(Plan::Close) => {
+                self.is_ending = true;
+                return Err(reply.bytes);
             }
-            Ok(Plan::Replied) => {}
-            Ok(Plan::Close) => self.is_ending = true,
-            Err(error) => {
-                reply.clear();
-                Reply::new(&mut reply, version).error(&error);
-            }
-        }
-        self.reply(now, service, reply);
+            Err(error) => error,
+        };
+        reply.bytes.clear();
+        reply.writer().error(&error);
+        Err(reply.bytes)
     }
 
-    /// Sends a complete reply, or keeps it until those before it are complete.
+    /// Sends the complete reply of the newest command, or keeps it until those before it are complete.
     fn reply(&mut self, now: Time, service: &mut Service, reply: Vec<u8>) {
-        if !self.pending.is_empty() {
-            return self.pending.push_back(Pending::Replied(reply));
-        }
-        self.first += 1;
-        self.send(now, service, reply);
+        self.pending.push_back(Pending::Replied(reply));
+        self.send_complete(now, service);
     }
 
-    fn send(&mut self, now: Time, service: &mut Service, reply: Vec<u8>) {
-        service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
-        service.outputs.recycle(reply);
+    /// Sends the replies that wait for no other.
+    fn send_complete(&mut self, now: Time, service: &mut Service) {
+        while let Some(Pending::Replied(reply)) = self.pending.front_mut() {
+            let reply = std::mem::take(reply);
+            self.pending.pop_front();
+            self.first += 1;
+            service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
+            service.outputs.recycle(reply);
+        }
         if self.is_ending
             && self.pending.is_empty()
             && let Some(output) = service.outputs.get(self.id)
@@ -244,31 +263,35 @@ impl RedisConnection {
         }
     }
 
-    /// Begins a command, or holds it back while it may not begin.
-    fn begin_or_hold(&mut self, now: Time, service: &mut Service, held: Held) {
-        if !self.may_begin(&held.asks) {
-            self.held = Some(held);
+    /// Begins the newest command, or holds it back while it may not begin.
+    fn begin_or_hold(&mut self, now: Time, service: &mut Service, step: Step) {
+        if !self.may_begin(&step.asks) {
+            self.held = Some(step);
             return;
         }
-        let Held { asks, finish, version, mut reply } = held;
-        // In the usual case the command has one request, which this shard serves at once.
-        if let [ask] = &asks[..]
-            && self.pending.is_empty()
-        {
-            let mut finish = Some(finish);
-            let served = service.read_here(now, ask, |response| {
-                let finish = finish.take().expect("it is called once");
-                finish_with(&[response], &[true], finish, version, &mut reply)
-            });
-            match (served, finish) {
-                (Some(plan), _) => return self.take_plan(now, service, plan, (version, reply)),
-                (None, Some(finish)) => {
-                    return self.begin(now, service, Held { asks, finish, version, reply });
-                }
-                (None, None) => return,
+        let Step { asks, finish, mut reply } = step;
+        // In the usual case this shard serves the only request at once.
+        let mut finish = Some(finish);
+        let served = match &asks[..] {
+            [ask] => service.read_here(now, ask, |response| {
+                let finish = finish.take()?;
+                Some(finish_with(&[*response], &[true], finish, &mut reply))
+            }),
+            _ => None,
+        };
+        let step = match (served.flatten(), finish) {
+            (Some(plan), _) => self.step_of(plan, reply),
+            (None, Some(finish)) => Ok(Step { asks, finish, reply }),
+            (None, None) => return,
+        };
+        match step {
+            Ok(step) => {
+                let command = self.first + self.pending.len() as u64;
+                self.pending.push_back(Pending::Replied(Vec::new()));
+                self.begin(now, service, command, step);
             }
+            Err(reply) => self.reply(now, service, reply),
         }
-        self.begin(now, service, Held { asks, finish, version, reply });
     }
 
     /// Returns whether a command with these requests may begin now.
@@ -276,27 +299,26 @@ impl RedisConnection {
         if self.in_flight.is_empty() {
             return true;
         }
-        if self.in_flight.len() + asks.len() > IN_FLIGHT {
-            return false;
-        }
-        asks.iter().all(|ask| {
-            let request = InFlight::of(ask, 0, 0);
-            self.in_flight.iter().all(|other| !request.conflicts_with(other))
-        })
+        self.in_flight.len() + asks.len() <= IN_FLIGHT
+            && asks.iter().all(|ask| {
+                let request = InFlight::of(ask, 0, 0);
+                self.in_flight.iter().all(|other| !request.conflicts_with(other))
+            })
     }
 
-    /// Begins a command.
-    fn begin(&mut self, now: Time, service: &mut Service, held: Held) {
-        let Held { asks, finish, version, reply } = held;
-        let command = self.first + self.pending.len() as u64;
-        let requests = asks.iter().enumerate().map(|(part, ask)| InFlight::of(ask, command, part));
-        let requests: Vec<InFlight> = requests.collect();
-        let is_read = requests.iter().map(|request| !request.is_write).collect();
-        let answers: Vec<Option<Outcome>> = asks.iter().map(|_| None).collect();
-        let missing = answers.len();
-        let waiting = Waiting { finish, is_read, answers, missing, reply, version };
-        self.pending.push_back(Pending::Waiting(Box::new(waiting)));
-        self.in_flight.extend(requests);
+    /// Begins a step of a pending command.
+    fn begin(&mut self, now: Time, service: &mut Service, command: u64, step: Step) {
+        let Step { asks, finish, reply } = step;
+        let mut parts = Vec::with_capacity(asks.len());
+        for (part, ask) in asks.iter().enumerate() {
+            let request = InFlight::of(ask, command, part);
+            parts.push(Part { is_read: !request.is_write, outcome: None });
+            self.in_flight.push(request);
+        }
+        let waiting = Box::new(Waiting { finish, reply, missing: parts.len(), parts });
+        if let Some(place) = self.pending_mut(command) {
+            *place = Pending::Waiting(waiting);
+        }
         if let Some(output) = service.outputs.get(self.id) {
             output.expect_response();
         }
@@ -305,15 +327,17 @@ impl RedisConnection {
         }
     }
 
-    /// Delivers the outcome of a request.
+    fn pending_mut(&mut self, command: u64) -> Option<&mut Pending> {
+        let at = usize::try_from(command.checked_sub(self.first)?).ok()?;
+        self.pending.get_mut(at)
+    }
+
+    /// Processes the end of a request, then continues with the commands that were held back.
     pub(crate) fn handle_delivery(&mut self, now: Time, service: &mut Service, delivery: Delivery) {
         let Owner { command, part, .. } = delivery.owner;
         self.in_flight.retain(|request| (request.command, request.part) != (command, part));
-        let at = command.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        let Some(Pending::Waiting(waiting)) = at.and_then(|at| self.pending.get_mut(at)) else {
-            return;
-        };
-        waiting.answers[part] = Some(delivery.outcome);
+        let Some(Pending::Waiting(waiting)) = self.pending_mut(command) else { return };
+        waiting.parts[part].outcome = Some(delivery.outcome);
         waiting.missing -= 1;
         if waiting.missing == 0 {
             self.finish(now, service, command);
@@ -321,10 +345,9 @@ impl RedisConnection {
         self.go_on(now, service);
     }
 
-    /// Continues a command all of whose answers have arrived.
+    /// Continues a command whose requests have all ended.
     fn finish(&mut self, now: Time, service: &mut Service, command: u64) {
-        let at = usize::try_from(command - self.first).expect("it is a pending command");
-        let place = &mut self.pending[at];
+        let Some(place) = self.pending_mut(command) else { return };
         let Pending::Waiting(waiting) = std::mem::replace(place, Pending::Replied(Vec::new()))
         else {
             return;
@@ -332,53 +355,29 @@ impl RedisConnection {
         if let Some(output) = service.outputs.get(self.id) {
             output.note_reply();
         }
-        let Waiting { finish, is_read, answers, mut reply, version, .. } = *waiting;
-        let plan = match responses_of(&answers) {
+        let Waiting { finish, mut reply, parts, .. } = *waiting;
+        let plan = match responses_of(&parts) {
             Ok(responses) => {
-                let responses: Vec<&Response<'_>> = responses.iter().collect();
-                if !is_read.iter().all(|is_read| *is_read) {
+                let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
+                if is_read.contains(&false) {
                     let copies = responses.iter().map(|response| response.copies);
                     self.client.copies = copies.min().unwrap_or(0);
                 }
-                finish_with(&responses, &is_read, finish, version, &mut reply)
+                finish_with(&responses, &is_read, finish, &mut reply)
             }
             Err(error) => {
-                // The client must not take a later reply for that of this command's effect.
+                // The client must not send further commands as if it knew the state.
                 self.is_ending |= error == IN_DOUBT;
                 Err(error)
             }
         };
-        match plan {
-            Ok(Plan::Ask { asks, finish }) => {
-                let requests =
-                    asks.iter().enumerate().map(|(part, ask)| InFlight::of(ask, command, part));
-                let requests: Vec<InFlight> = requests.collect();
-                let is_read = requests.iter().map(|request| !request.is_write).collect();
-                let answers: Vec<Option<Outcome>> = asks.iter().map(|_| None).collect();
-                let missing = answers.len();
-                let waiting = Waiting { finish, is_read, answers, missing, reply, version };
-                self.pending[at] = Pending::Waiting(Box::new(waiting));
-                self.in_flight.extend(requests);
-                if let Some(output) = service.outputs.get(self.id) {
-                    output.expect_response();
+        match self.step_of(plan, reply) {
+            Ok(step) => self.begin(now, service, command, step),
+            Err(reply) => {
+                if let Some(place) = self.pending_mut(command) {
+                    *place = Pending::Replied(reply);
                 }
-                for (part, ask) in asks.into_iter().enumerate() {
-                    service.start(now, Owner { connection: self.id, command, part }, ask);
-                }
-                return;
-            }
-            Ok(Plan::Replied) => {}
-            Ok(Plan::Close) => self.is_ending = true,
-            Err(error) => {
-                reply.clear();
-                Reply::new(&mut reply, version).error(&error);
-            }
-        }
-        self.pending[at] = Pending::Replied(reply);
-        while let Some(Pending::Replied(_)) = self.pending.front() {
-            self.first += 1;
-            if let Some(Pending::Replied(reply)) = self.pending.pop_front() {
-                self.send(now, service, reply);
+                self.send_complete(now, service);
             }
         }
     }
@@ -386,9 +385,10 @@ impl RedisConnection {
     fn count_memory(&mut self, now: Time, service: &mut Service) {
         let replies = self.pending.iter().map(|pending| match pending {
             Pending::Replied(reply) => reply.capacity(),
-            Pending::Waiting(waiting) => waiting.reply.capacity() + size_of::<Waiting>(),
+            Pending::Waiting(waiting) => waiting.reply.bytes.capacity() + size_of::<Waiting>(),
         });
-        let held = self.input.capacity() + replies.sum::<usize>();
+        let requests = self.in_flight.iter().map(|request| request.bytes);
+        let held = self.input.capacity() + replies.sum::<usize>() + requests.sum::<usize>();
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {
@@ -415,22 +415,24 @@ impl RedisConnection {
     }
 }
 
+impl PartialReply {
+    fn writer(&mut self) -> Reply<'_> {
+        Reply::new(&mut self.bytes, self.version)
+    }
+}
+
 impl InFlight {
     fn of(ask: &Ask, command: u64, part: usize) -> InFlight {
-        let request = ask.request();
-        let key = match request.operation {
-            Operation::Scan(_) => None,
-            _ => Some(request.digest),
-        };
-        InFlight { command, part, key, is_write: request.operation.write_header().is_some() }
+        let is_write = ask.request().operation.write_header().is_some();
+        InFlight { command, part, keys: ask.digests(), is_write, bytes: ask.frame().len() }
     }
 
     /// Returns whether this request must not be in flight together with another one of the connection.
     fn conflicts_with(&self, other: &InFlight) -> bool {
-        match (self.key, other.key) {
-            (Some(key), Some(of_other)) => (self.is_write || other.is_write) && key == of_other,
-            _ => true,
+        if self.keys.is_empty() || other.keys.is_empty() {
+            return true;
         }
+        (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
     }
 }
 
@@ -445,13 +447,13 @@ const NOT_SERVED: Error = Error::Stated(
     "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
 );
 
-/// Returns the responses to the requests of a command.
-fn responses_of(answers: &[Option<Outcome>]) -> Result<Vec<Response<'_>>, Error> {
-    let in_doubt = answers.iter().any(|answer| matches!(answer, Some(Outcome::InDoubt)));
-    if in_doubt {
+/// Returns the responses to the requests of a step that has ended.
+fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
+    if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
     }
-    answers.iter().map(|answer| answer.as_ref().and_then(response_of).ok_or(NOT_SERVED)).collect()
+    let outcomes = parts.iter().map(|part| part.outcome.as_ref());
+    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(NOT_SERVED)).collect()
 }
 
 fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
@@ -462,14 +464,13 @@ fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
 
 /// Continues a command with its responses.
 fn finish_with(
-    responses: &[&Response<'_>],
+    responses: &[Response<'_>],
     is_read: &[bool],
     finish: Finish,
-    version: Version,
-    reply: &mut Vec<u8>,
+    reply: &mut PartialReply,
 ) -> Result<Plan, Error> {
-    let answers =
-        responses.iter().zip(is_read).map(|(response, is_read)| Answer::of(response, *is_read));
+    let answer = |(response, is_read): (&_, &bool)| Answer::of(response, *is_read);
+    let answers = responses.iter().zip(is_read).map(answer);
     let answers: Vec<Answer<'_>> = answers.collect::<Result<_, Error>>()?;
-    finish(&answers, &mut Reply::new(reply, version))
+    finish(&answers, &mut reply.writer())
 }

@@ -11,7 +11,7 @@
 //! A write keeps its number in its session until it has a definite response, so it takes effect once. At the deadline of
 //! its command a request is given up. A write that may still take effect is then reported as in doubt.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,7 @@ use kv_redis::ask::Ask;
 use super::lanes::{LaneId, Lanes, Place, WriteNumber};
 use super::link::Link;
 use crate::address::Address;
+use crate::connection::WORK_AT_ONCE;
 use crate::dial::{DialTarget, LinkId};
 use crate::service::{Hashed, Service};
 
@@ -74,8 +75,8 @@ pub(crate) struct Gateway {
     first_client: Option<ClientId>,
     flights: Flights,
     lanes: Lanes,
-    links: HashMap<LinkName, LinkId>,
-    link_states: HashMap<LinkId, LinkState>,
+    links: BTreeMap<LinkName, LinkId>,
+    link_states: BTreeMap<LinkId, LinkState>,
     links_made: u64,
     /// The requests that no server has, in the order in which they are tried.
     waiting: VecDeque<RequestId>,
@@ -84,6 +85,8 @@ pub(crate) struct Gateway {
     answers: VecDeque<Delivery>,
     /// The connection whose output is the responses of this shard's replicas.
     loopback: Option<ConnectionId>,
+    /// The work for requests that this shard has served since the wake-up began.
+    work: u32,
     /// True if waiting requests may be sent now: the views have changed, or a lane has room.
     has_news: bool,
     /// True if the views may have changed since the requests were sent.
@@ -231,20 +234,35 @@ impl Service {
         Some(taken)
     }
 
+    /// Begins a wake-up, with its full amount of work.
+    pub(crate) fn begin_gateway_turn(&mut self) {
+        self.gateway.has_news |= self.is_gateway_busy();
+        self.gateway.work = 0;
+    }
+
+    /// Returns whether the requests of Redis clients have taken so long in this wake-up that further ones are postponed.
+    pub(crate) fn is_gateway_busy(&self) -> bool {
+        self.gateway.work >= WORK_AT_ONCE
+    }
+
     /// Passes a request to the shard that serves it, or lets it wait.
     fn dispatch(&mut self, now: Time, id: RequestId) {
         let Some(first_client) = self.first_client() else { return self.put_back(id, now) };
         let Some(flight) = self.gateway.flights.get(id) else { return };
         let (place, is_write) = (flight.place, flight.is_write);
+        let connection = flight.owner.connection;
         let route = self.route(place);
+        let view = match route {
+            Route::Here(_) if self.is_gateway_busy() => {
+                self.outputs.postpone(connection);
+                return self.put_back(id, now);
+            }
+            Route::Here(view) | Route::Server(_, _, view) => view,
+            Route::None => return self.put_back(id, now),
+            Route::Lost => return self.end(id, Outcome::NotServed),
+        };
         let Gateway { flights, lanes, .. } = &mut self.gateway;
         let Some(flight) = flights.get(id) else { return };
-        if let Route::Lost = route {
-            return self.end(id, Outcome::NotServed);
-        }
-        let (Route::Here(view) | Route::Server(_, _, view)) = route else {
-            return self.put_back(id, now);
-        };
         if is_write && flight.number.is_none() {
             flight.number = lanes.begin(place, first_client);
             if flight.number.is_none() {
@@ -321,6 +339,7 @@ impl Service {
                 let hash = self.hash_secret.of_key(request.digest, request.key);
                 let hashed = Hashed { request, hash };
                 self.handle_request(now, loopback, (client, Address::UNKNOWN), &hashed);
+                self.gateway.work += self.work_of(&hashed.request);
                 if let Some(flight) = self.gateway.flights.get(id) {
                     flight.ask = ask;
                 }
@@ -392,7 +411,6 @@ impl Service {
                 due.push((DialTarget::Link(*link), state.address));
             }
         }
-        due.sort_unstable_by_key(|(target, _)| *target);
     }
 
     /// Returns when the next link is to be dialled.

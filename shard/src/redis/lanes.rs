@@ -3,7 +3,7 @@
 //! A session has at most 64 writes in flight, so there are several, called lanes. All lanes with the same number have the
 //! same client id, because a link to a server has one client id.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ShardId};
 use kv_protocol::session::Session;
@@ -34,7 +34,7 @@ pub(crate) type WriteNumber = (LaneId, RequestSeq);
 /// The lanes to all places.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
-    places: HashMap<Place, Vec<Lane>>,
+    places: BTreeMap<Place, Vec<Lane>>,
     /// The number of lanes that were closed. No later lane has the number of one of them.
     closed: u64,
 }
