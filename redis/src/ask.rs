@@ -1,10 +1,15 @@
 //! A request to the store, as a frame of the native protocol without the fields that its sender sets.
 
-use kv_protocol::client_message::{Condition, Operation, Part, Request, Scan, WriteHeader};
+use kv_protocol::client_message::{
+    Condition, Operation, Part, REQUEST_FIXED_BYTES, Request, Scan, WriteHeader,
+};
 use kv_protocol::frame::HEADER_BYTES;
 use kv_protocol::ids::{GroupId, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
+use kv_protocol::limits::MAX_CLIENT_BODY;
 use kv_protocol::placement::{Digest, Placement};
-use kv_protocol::update::{Update, Updates};
+use kv_protocol::update::{InvalidUpdate, Update, Updates};
+
+use crate::error::{self, Error};
 
 /// The offsets of the fields that the sender sets, in a frame.
 const ID: usize = HEADER_BYTES;
@@ -47,6 +52,24 @@ impl Ask {
         updates.iter().for_each(|update| update.write(&mut bytes));
         let updates = Updates::read(&bytes).expect("the updates were encoded here");
         Ask::of(key, Digest::of(key), Operation::Update(unset(Condition::Always), updates))
+    }
+
+    /// Creates an UPDATE like [`Ask::update`], or returns why the store cannot have it.
+    ///
+    /// # Errors
+    /// If an update or the request is too long.
+    pub fn try_update(key: &[u8], updates: &[Update<'_>]) -> Result<Ask, Error> {
+        for update in updates {
+            update.validate().map_err(|invalid| match invalid {
+                InvalidUpdate::ValueLength => error::TOO_LONG,
+                other => Error::Text(format!("ERR {}", other.reason())),
+            })?;
+        }
+        let bytes = updates.iter().map(Update::wire_bytes).sum::<usize>();
+        if REQUEST_FIXED_BYTES + key.len() + bytes > MAX_CLIENT_BODY {
+            return Err(error::TOO_LONG);
+        }
+        Ok(Ask::update(key, updates))
     }
 
     /// Creates a SCAN of a shard.
@@ -131,7 +154,6 @@ fn unset(condition: Condition) -> WriteHeader {
 mod tests {
     use super::*;
     use kv_protocol::frame::{FrameRules, split_frame};
-    use kv_protocol::limits::MAX_CLIENT_BODY;
     use kv_protocol::update::Action;
 
     #[test]

@@ -12,15 +12,31 @@ use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::Reply;
 
+mod batch;
 mod connection;
+mod counters;
+mod lcs;
+mod many;
+mod options;
+mod ranges;
 mod strings;
+mod table;
+
+pub use table::{all, find};
 
 /// The families, in the order of the documentation.
-const FAMILIES: [&[Command]; 2] = [strings::COMMANDS, connection::COMMANDS];
+const FAMILIES: &[&[Command]] = &[
+    strings::COMMANDS,
+    many::COMMANDS,
+    ranges::COMMANDS,
+    counters::COMMANDS,
+    lcs::COMMANDS,
+    connection::COMMANDS,
+];
 
 /// A command.
 pub struct Command {
-    /// The name, in lower case.
+    /// The name, in lower case. That of a subcommand is `command|name`.
     pub name: &'static str,
     /// The number of arguments, the name included; a negative number is a minimum.
     pub arity: i32,
@@ -30,11 +46,26 @@ pub struct Command {
     pub keys: Keys,
     /// The group of the documentation of Redis.
     pub group: &'static str,
+    /// The version of Redis that has it first.
+    pub since: &'static str,
     /// The purpose, in one line.
     pub summary: &'static str,
-    /// The translation.
-    pub perform: fn(&mut Context<'_>, &mut Reply<'_>) -> Result<Plan, Error>,
+    /// The translation. A command with subcommands gets only the calls that none of them takes.
+    pub perform: Perform,
+    /// The subcommands.
+    pub subcommands: &'static [Command],
 }
+
+/// The translation of a command.
+pub type Perform = fn(&mut Context<'_>, &mut Reply<'_>) -> Result<Plan, Error>;
+
+/// Frequent sets of properties.
+const READ: &[&str] = &["readonly"];
+const FAST_READ: &[&str] = &["readonly", "fast"];
+const WRITE: &[&str] = &["write"];
+const FAST_WRITE: &[&str] = &["write", "fast"];
+const GROWING: &[&str] = &["write", "denyoom"];
+const FAST_GROWING: &[&str] = &["write", "denyoom", "fast"];
 
 /// The positions of the keys of a command among its arguments, as COMMAND shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +89,19 @@ impl Keys {
     pub const ALL: Keys = Keys { first: 1, last: -1, step: 1 };
     /// Keys and values in turn, to the end.
     pub const PAIRS: Keys = Keys { first: 1, last: -1, step: 2 };
+    /// One key after the name of a subcommand.
+    pub const AFTER_SUBCOMMAND: Keys = Keys { first: 2, last: 2, step: 1 };
+
+    /// Returns the positions of the keys in a call with this number of arguments.
+    pub fn positions(self, arguments: usize) -> impl Iterator<Item = usize> {
+        let at = |position: i32| match usize::try_from(position) {
+            Ok(position) => position,
+            Err(_) => arguments.saturating_sub(position.unsigned_abs() as usize),
+        };
+        let (first, last) = (at(self.first), at(self.last).min(arguments.saturating_sub(1)));
+        let end = if first == 0 { 0 } else { last + 1 };
+        (first..end.max(first)).step_by(at(self.step).max(1))
+    }
 }
 
 /// A call of a command.
@@ -105,18 +149,24 @@ impl Context<'_> {
 
 /// Returns the integer that a text is in the form of Redis: decimal, without leading zeros, plus sign or spaces.
 pub fn integer(text: &[u8]) -> Option<i64> {
-    let number: i64 = str::from_utf8(text).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == text).then_some(number)
-}
-
-/// Returns all commands.
-pub fn all() -> impl Iterator<Item = &'static Command> {
-    FAMILIES.into_iter().flatten()
-}
-
-/// Returns the command with this name, in any case.
-pub fn find(name: &[u8]) -> Option<&'static Command> {
-    all().find(|command| command.name.as_bytes().eq_ignore_ascii_case(name))
+    let (digits, is_negative) = match text.strip_prefix(b"-") {
+        Some(digits) => (digits, true),
+        None => (text, false),
+    };
+    // 19 digits fit in a `u64`.
+    let is_canonical = match digits {
+        [] => false,
+        [b'0'] => !is_negative,
+        [first, ..] => *first != b'0' && digits.len() <= 19,
+    };
+    if !is_canonical || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match is_negative {
+        true => 0i64.checked_sub_unsigned(number),
+        false => i64::try_from(number).ok(),
+    }
 }
 
 impl Command {
@@ -125,6 +175,36 @@ impl Command {
         let least = self.arity.unsigned_abs() as usize;
         if self.arity < 0 { count >= least } else { count == least }
     }
+
+    /// Returns the name without that of the command that it belongs to.
+    pub fn own_name(&self) -> &'static str {
+        self.name.split_once('|').map_or(self.name, |(_, name)| name)
+    }
+
+    /// Returns the subcommand with this name, in any case.
+    pub fn subcommand(&self, name: &[u8]) -> Option<&'static Command> {
+        let is_it = |sub: &&Command| sub.own_name().as_bytes().eq_ignore_ascii_case(name);
+        self.subcommands.iter().find(is_it)
+    }
+
+    /// Returns the command or subcommand that a call means.
+    ///
+    /// # Errors
+    /// If there is none, or if it does not admit the number of arguments.
+    pub fn of(args: &[&[u8]]) -> Result<&'static Command, Error> {
+        let command =
+            args.first().and_then(|name| find(name)).ok_or_else(|| error::unknown(args))?;
+        let command = match args.get(1) {
+            Some(name) if !command.subcommands.is_empty() => {
+                command.subcommand(name).ok_or_else(|| error::subcommand(command.name, name))?
+            }
+            _ => command,
+        };
+        match command.admits(args.len()) {
+            true => Ok(command),
+            false => Err(error::arity(command.name)),
+        }
+    }
 }
 
 /// Begins the command in the arguments of a call, which are not empty.
@@ -132,9 +212,35 @@ impl Command {
 /// # Errors
 /// If there is no such command, if it does not admit the number of arguments, or if the command fails.
 pub fn perform(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let Some(command) = find(context.args[0]) else { return Err(error::unknown(context.args)) };
-    if !command.admits(context.args.len()) {
-        return Err(error::arity(command.name));
-    }
+    let command = Command::of(context.args)?;
     (command.perform)(context, reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_have_one_form() {
+        for number in [0, 7, -1, 10, i64::MAX, i64::MIN] {
+            assert_eq!(integer(number.to_string().as_bytes()), Some(number));
+        }
+        for text in ["", "-", "-0", "+1", "01", " 1", "1 ", "1a", "9223372036854775808"] {
+            assert_eq!(integer(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(integer(b"-9223372036854775809"), None);
+        assert_eq!(integer(b"99999999999999999999"), None);
+    }
+
+    #[test]
+    fn keys_are_at_their_positions() {
+        let positions = |keys: Keys, count| keys.positions(count).collect::<Vec<_>>();
+        assert_eq!(positions(Keys::NONE, 3), []);
+        assert_eq!(positions(Keys::ONE, 3), [1]);
+        assert_eq!(positions(Keys::TWO, 5), [1, 2]);
+        assert_eq!(positions(Keys::ALL, 4), [1, 2, 3]);
+        assert_eq!(positions(Keys::PAIRS, 5), [1, 3]);
+        assert_eq!(positions(Keys::AFTER_SUBCOMMAND, 3), [2]);
+        assert_eq!(positions(Keys::ALL, 1), []);
+    }
 }

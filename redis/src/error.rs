@@ -40,6 +40,25 @@ pub const TOO_LONG: Error =
 pub const CROSS_SLOT: Error =
     Error::Stated("CROSSSLOT Keys in request don't hash to the same slot");
 
+/// The index of a database is not one.
+pub const NO_SUCH_DATABASE: Error = Error::Stated("ERR DB index is out of range");
+/// The key to move does not exist.
+pub const NO_SUCH_KEY: Error = Error::Stated("ERR no such key");
+/// Commands of Redis Cluster.
+pub const NO_CLUSTER: Error = Error::Stated("ERR This instance has cluster support disabled");
+
+/// Returns the error of a command whose time is not positive, or too large.
+pub fn expire_time(command: &str) -> Error {
+    Error::Text(format!("ERR invalid expire time in '{command}' command"))
+}
+
+/// Returns the error of a command with subcommands for one that does not exist.
+pub fn subcommand(command: &str, name: &[u8]) -> Error {
+    let name = String::from_utf8_lossy(&name[..name.len().min(REPEATED)]);
+    let command = command.to_ascii_uppercase();
+    Error::Text(format!("ERR unknown subcommand '{name}'. Try {command} HELP."))
+}
+
 /// Returns the error of a command with a wrong number of arguments.
 pub fn arity(command: &str) -> Error {
     Error::Text(format!("ERR wrong number of arguments for '{command}' command"))

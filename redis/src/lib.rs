@@ -21,3 +21,5 @@ pub mod database;
 pub mod error;
 pub mod plan;
 pub mod resp;
+#[cfg(test)]
+mod testing;

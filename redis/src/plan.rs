@@ -11,7 +11,8 @@ pub enum Plan {
     Replied,
     /// The reply is complete, and the connection ends after it.
     Close,
-    /// The store is asked. When all responses have arrived, `finish` continues.
+    /// The store is asked. When all responses have arrived, `finish` continues. A step with this result has written
+    /// nothing.
     Ask {
         /// The requests. They are independent of each other, and may be executed in any order.
         asks: Vec<Ask>,

@@ -50,6 +50,11 @@ impl<'a> Reply<'a> {
         self.out.truncate(length);
     }
 
+    /// Writes a part of a reply that another writer of the same version has made.
+    pub fn written(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
     /// Writes a simple string. It must have no line breaks.
     pub fn simple(&mut self, text: &str) {
         self.line(b'+', text.as_bytes());
