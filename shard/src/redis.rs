@@ -22,3 +22,7 @@ pub(crate) mod connection;
 pub(crate) mod gateway;
 mod lanes;
 pub(crate) mod link;
+
+#[cfg(test)]
+#[path = "redis_tests.rs"]
+mod tests;
