@@ -15,11 +15,14 @@ use crate::resp::Reply;
 mod batch;
 mod connection;
 mod counters;
+mod expiry;
+mod keys;
 mod lcs;
 mod many;
 mod options;
 mod ranges;
 mod strings;
+mod subcommands;
 mod table;
 
 pub use table::{all, find};
@@ -31,6 +34,8 @@ const FAMILIES: &[&[Command]] = &[
     ranges::COMMANDS,
     counters::COMMANDS,
     lcs::COMMANDS,
+    keys::COMMANDS,
+    expiry::COMMANDS,
     connection::COMMANDS,
 ];
 
