@@ -16,11 +16,14 @@ mod batch;
 mod connection;
 mod counters;
 mod expiry;
+mod flush;
 mod keys;
 mod lcs;
 mod many;
 mod options;
+mod pages;
 mod ranges;
+mod scan;
 mod strings;
 mod subcommands;
 mod table;
@@ -36,6 +39,8 @@ const FAMILIES: &[&[Command]] = &[
     lcs::COMMANDS,
     keys::COMMANDS,
     expiry::COMMANDS,
+    scan::COMMANDS,
+    flush::COMMANDS,
     connection::COMMANDS,
 ];
 
