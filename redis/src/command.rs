@@ -15,11 +15,17 @@ use crate::resp::Reply;
 mod batch;
 mod connection;
 mod counters;
+mod expiry;
+mod flush;
+mod keys;
 mod lcs;
 mod many;
 mod options;
+mod pages;
 mod ranges;
+mod scan;
 mod strings;
+mod subcommands;
 mod table;
 
 pub use table::{all, find};
@@ -31,6 +37,10 @@ const FAMILIES: &[&[Command]] = &[
     ranges::COMMANDS,
     counters::COMMANDS,
     lcs::COMMANDS,
+    keys::COMMANDS,
+    expiry::COMMANDS,
+    scan::COMMANDS,
+    flush::COMMANDS,
     connection::COMMANDS,
 ];
 

@@ -15,7 +15,7 @@ use crate::error::Error;
 /// The number of databases.
 pub const DATABASES: u8 = 16;
 /// The first bytes of the stored keys of all databases but the first.
-const MARK: &[u8; 3] = b"\0db";
+pub(crate) const MARK: &[u8; 3] = b"\0db";
 
 /// Returns the stored form of a key.
 ///

@@ -216,7 +216,8 @@ impl Server for Store {
     }
 
     fn random(&self) -> u64 {
-        self.random
+        let mixed = (self.random ^ (self.random >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 29)
     }
 
     fn facts(&self) -> Facts {

@@ -1,0 +1,115 @@
+//! The removal of all keys.
+
+use kv_protocol::update::Action;
+
+use super::pages::{self, Selection, Walk};
+use super::{Command, Context, Keys, Perform, WRITE, batch};
+use crate::database;
+use crate::error::{self, Error};
+use crate::plan::Plan;
+use crate::resp::Reply;
+use kv_protocol::placement::Placement;
+
+/// The commands of the family.
+pub(super) const COMMANDS: &[Command] = &[
+    of("flushdb", "Removes all keys of the database, a page of each shard at a time.", flushdb),
+    of("flushall", "Removes all keys of all databases, also those of native clients.", flushall),
+];
+
+const fn of(name: &'static str, summary: &'static str, perform: Perform) -> Command {
+    let (arity, flags, keys, group) = (-1, WRITE, Keys::NONE, "server");
+    Command { name, arity, flags, keys, group, since: "1.0.0", summary, perform, subcommands: &[] }
+}
+
+fn flushdb(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
+    check(context)?;
+    let database = context.client.database;
+    let walk = Walk::new(pages::tokens(context), Selection::new(database, b"*")?);
+    Flush { walk, placement: context.placement(), prefix: database::prefix(database) }.next(reply)
+}
+
+fn flushall(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
+    check(context)?;
+    let walk = Walk::new(pages::tokens(context), Selection::of_all_databases());
+    Flush { walk, placement: context.placement(), prefix: Vec::new() }.next(reply)
+}
+
+/// Checks the option, which changes nothing: the reply always comes after the removal.
+fn check(context: &Context<'_>) -> Result<(), Error> {
+    match context.args.len() {
+        1 => Ok(()),
+        2 if context.is(1, "async") || context.is(1, "sync") => Ok(()),
+        _ => Err(error::SYNTAX),
+    }
+}
+
+/// A removal in progress.
+struct Flush {
+    walk: Walk,
+    placement: Placement,
+    /// What the stored keys have before the selected ones.
+    prefix: Vec<u8>,
+}
+
+impl Flush {
+    /// Reads the next pages, and removes their keys.
+    fn next(mut self, reply: &mut Reply<'_>) -> Result<Plan, Error> {
+        let asks = self.walk.next();
+        if asks.is_empty() {
+            reply.ok();
+            return Ok(Plan::Replied);
+        }
+        Ok(Plan::all(asks, move |answers, reply| {
+            let mut items = Vec::new();
+            for page in self.walk.take(answers)? {
+                let keys = self.walk.selection().keys(&page)?.into_iter();
+                items.extend(keys.map(|key| ([&self.prefix, key].concat(), Action::Delete)));
+            }
+            match items.is_empty() {
+                true => self.next(reply),
+                false => {
+                    let asks = batch::requests(self.placement, &items);
+                    Ok(Plan::all(asks, move |_, reply| self.next(reply)))
+                }
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Door;
+    use kv_protocol::placement::Placement;
+
+    #[test]
+    fn a_flush_removes_the_keys_of_one_database_or_of_all() {
+        let mut door = Door::with(Placement::new(3, 2));
+        let fill = |door: &mut Door| {
+            for database in [0, 1, 15] {
+                door.client.database = database;
+                for key in 0..50 {
+                    door.say(&format!("set key{key}? {database}"));
+                }
+            }
+        };
+        let sizes = |door: &mut Door| {
+            [0, 1, 15].map(|database| {
+                door.client.database = database;
+                door.say("dbsize")
+            })
+        };
+        fill(&mut door);
+        assert_eq!(sizes(&mut door), [":50", ":50", ":50"]);
+        door.client.database = 1;
+        assert_eq!(door.say("flushdb async"), "+OK");
+        assert_eq!(sizes(&mut door), [":50", ":0", ":50"]);
+        door.client.database = 0;
+        assert_eq!(door.say("flushdb"), "+OK");
+        assert_eq!(sizes(&mut door), [":0", ":0", ":50"]);
+        fill(&mut door);
+        assert_eq!(door.say("flushall SYNC"), "+OK");
+        assert_eq!(sizes(&mut door), [":0", ":0", ":0"]);
+        assert_eq!(door.say("flushall now"), "-ERR syntax error");
+        assert_eq!(door.say("flushdb sync async"), "-ERR syntax error");
+    }
+}
