@@ -114,6 +114,11 @@ impl Outputs {
         self.connections.get_mut(id)
     }
 
+    /// Returns the memory budget of the process.
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
+        self.tally.memory()
+    }
+
     /// Returns the tally of the memory of this shard's connections, without long frames.
     pub(crate) fn tally(&mut self) -> &mut Tally {
         &mut self.tally

@@ -15,11 +15,13 @@
 //!
 //! - [`connection`]: the commands of a connection and the order of their replies.
 //! - [`gateway`]: the requests in flight, their routes, retries and deadlines.
+//! - [`host`]: what commands know of the server.
 //! - [`lanes`]: the sessions of the gateway.
 //! - [`link`]: a connection to another shard, as its client.
 
 pub(crate) mod connection;
 pub(crate) mod gateway;
+mod host;
 mod lanes;
 pub(crate) mod link;
 

@@ -128,15 +128,15 @@ struct Other {
 
 impl Other {
     /// Accepts the link that the shard dials.
-    fn accept(shard: &mut Shard, server: u16) -> Other {
-        let due = shard.due_dials(NOW);
+    fn accept(shard: &mut Shard, now: Time, server: u16) -> Other {
+        let due = shard.due_dials(now);
         let address = format!("127.0.0.1:{}", 100 + server).parse().unwrap();
         let is_wanted = |(target, to): &&(DialTarget, _)| {
             matches!(target, DialTarget::Link(_)) && *to == address
         };
         let (target, _) = due.iter().find(is_wanted).expect("a link is dialled");
-        let link = shard.open_dialled(NOW, *target);
-        let hello = take_output(shard, link);
+        let link = shard.open_dialled(now, *target);
+        let hello = take_output_at(now, shard, link);
         assert_eq!(hello[5], opcode::HELLO);
         let welcome = Welcome {
             cluster: CLUSTER,
@@ -149,7 +149,7 @@ impl Other {
         };
         let mut bytes = Vec::new();
         welcome.write(&mut bytes);
-        shard.handle_bytes(NOW, link, &bytes);
+        shard.handle_bytes(now, link, &bytes);
         Other { link }
     }
 
@@ -174,14 +174,14 @@ fn a_write_is_sent_again_under_its_number_after_the_link_is_lost() {
     let (mut pair, client) = joined();
     let line = format!("SET {} 1", key_of(2));
     pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
-    let other = Other::accept(&mut pair.primary, 2);
+    let other = Other::accept(&mut pair.primary, NOW, 2);
     let [(_, opcode::PUT, seq)] = other.requests(&mut pair.primary, NOW)[..] else { panic!() };
     pair.primary.handle_failure(other.link);
     pair.primary.close(NOW, other.link);
     let later = NOW + Duration::from_millis(100);
     pair.primary.handle_tick(later, WALL);
     pair.primary.finish_wake_up(later);
-    let again = Other::accept(&mut pair.primary, 2);
+    let again = Other::accept(&mut pair.primary, later, 2);
     let [(_, opcode::PUT, retried)] = again.requests(&mut pair.primary, later)[..] else {
         panic!()
     };
@@ -193,7 +193,7 @@ fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_conn
     let (mut pair, client) = joined();
     let lines = [format!("SET {} 1", key_of(2)), "PING".into()];
     pair.primary.handle_bytes(NOW, client, &commands(&[&lines[0], &lines[1]]));
-    let other = Other::accept(&mut pair.primary, 2);
+    let other = Other::accept(&mut pair.primary, NOW, 2);
     assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
     let mut now = NOW;
     for _ in 0..60 {

@@ -177,6 +177,8 @@ pub struct Service {
     /// True if state that other threads read has changed.
     has_news: bool,
     was_drained: bool,
+    /// The first reading of the wall clock.
+    started: Option<WallTime>,
 }
 
 /// A replica and its stream.
@@ -268,6 +270,7 @@ impl Service {
             new_sessions: NewSessions::default(),
             has_news: false,
             was_drained: false,
+            started: None,
         }
     }
 
@@ -863,9 +866,21 @@ impl Service {
 
     /// Records a reading of the wall clock, taken at `now`. The driver must call it before the first request.
     pub fn note_wall(&mut self, now: Time, wall: WallTime) {
+        self.started.get_or_insert(wall);
         for hosted in &mut self.hosted {
             hosted.replica.note_wall(now, wall);
         }
+    }
+
+    /// Returns the wall time at which this shard began.
+    pub(crate) fn started(&self) -> WallTime {
+        self.started.unwrap_or_default()
+    }
+
+    /// Returns the port at which this server accepts clients, once the map has it.
+    pub(crate) fn clients_port(&self) -> Option<u16> {
+        let server = usize::from(self.identity.me.server.0);
+        Some(self.map.as_ref()?.servers.get(server)?.clients?.port())
     }
 
     /// Returns the wall time at `now`.

@@ -16,18 +16,19 @@ use std::collections::VecDeque;
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
-use kv_protocol::ids::{Time, WallTime};
+use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_RESPONSE_BODY;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Digest;
 use kv_redis::answer::Answer;
 use kv_redis::ask::Ask;
-use kv_redis::client::{Client, Server};
+use kv_redis::client::Client;
 use kv_redis::command::{self, Context};
 use kv_redis::error::Error;
 use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
 use super::gateway::{Delivery, Outcome, Owner};
+use super::host::Host;
 use crate::service::Service;
 
 /// The number of requests in flight above which no further command of the connection begins.
@@ -80,6 +81,8 @@ struct Step {
 struct PartialReply {
     bytes: Vec<u8>,
     version: Version,
+    /// True if the client has asked not to get it.
+    is_silent: bool,
 }
 
 /// A step whose requests are in flight.
@@ -105,22 +108,6 @@ struct InFlight {
     keys: Vec<Digest>,
     is_write: bool,
     bytes: usize,
-}
-
-/// The facts that commands use.
-struct Facts {
-    placement: Placement,
-    wall: WallTime,
-}
-
-impl Server for Facts {
-    fn placement(&self) -> Placement {
-        self.placement
-    }
-
-    fn wall(&self) -> WallTime {
-        self.wall
-    }
 }
 
 impl RedisConnection {
@@ -184,7 +171,8 @@ impl RedisConnection {
     /// Serves the command at the beginning of `bytes`. Returns the number of its bytes; 0 if it is incomplete.
     fn serve_next(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
         let version = self.client.version;
-        let mut reply = PartialReply { bytes: service.outputs.take_buffer(), version };
+        let bytes_of_reply = service.outputs.take_buffer();
+        let mut reply = PartialReply { bytes: bytes_of_reply, version, is_silent: false };
         let (consumed, plan) = match self.parser.parse(bytes) {
             Ok(Parsed::Incomplete { .. }) => {
                 service.outputs.recycle(reply.bytes);
@@ -197,11 +185,13 @@ impl RedisConnection {
             Ok(Parsed::Command { args, consumed }) => {
                 service.count_request();
                 let args: Vec<&[u8]> = args.iter().collect();
-                let facts =
-                    Facts { placement: service.identity.placement, wall: service.wall(now) };
+                self.client.begin_command();
+                let server = Host { service, now };
                 let client = &mut self.client;
-                let mut context = Context { args: &args, client, server: &facts };
-                (consumed, command::perform(&mut context, &mut reply.writer()))
+                let mut context = Context { args: &args, client, server: &server };
+                let plan = command::perform(&mut context, &mut reply.writer());
+                reply.is_silent = self.client.is_silent();
+                (consumed, plan)
             }
             Err(error) => {
                 let text = String::from_utf8_lossy(&error.text()).into_owned();
@@ -228,16 +218,16 @@ impl RedisConnection {
                 return Ok(Step { asks, finish, reply });
             }
             Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
-            Ok(Plan::Replied) => return Err(reply.bytes),
+            Ok(Plan::Replied) => return Err(reply.complete()),
             Ok(Plan::Close) => {
                 self.is_ending = true;
-                return Err(reply.bytes);
+                return Err(reply.complete());
             }
             Err(error) => error,
         };
         reply.bytes.clear();
         reply.writer().error(&error);
-        Err(reply.bytes)
+        Err(reply.complete())
     }
 
     /// Sends the complete reply of the newest command, or keeps it until those before it are complete.
@@ -418,6 +408,13 @@ impl RedisConnection {
 impl PartialReply {
     fn writer(&mut self) -> Reply<'_> {
         Reply::new(&mut self.bytes, self.version)
+    }
+
+    fn complete(mut self) -> Vec<u8> {
+        if self.is_silent {
+            self.bytes.clear();
+        }
+        self.bytes
     }
 }
 

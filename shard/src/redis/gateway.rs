@@ -11,11 +11,13 @@
 //! A write keeps its number in its session until it has a definite response, so it takes effect once. At the deadline of
 //! its command a request is given up. A write that may still take effect is then reported as in doubt.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::hash::HashSecret;
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{Hello, Operation, Response, SessionStart, Status, Welcome};
 use kv_protocol::ids::{
@@ -85,6 +87,8 @@ pub(crate) struct Gateway {
     answers: VecDeque<Delivery>,
     /// The connection whose output is the responses of this shard's replicas.
     loopback: Option<ConnectionId>,
+    /// The number of random numbers that commands have taken.
+    randoms: Cell<u64>,
     /// The work for requests that this shard has served since the wake-up began.
     work: u32,
     /// True if waiting requests may be sent now: the views have changed, or a lane has room.
@@ -192,6 +196,14 @@ impl Flights {
         (0u64..).zip(&mut self.slots).filter_map(|(slot, (generation, flight))| {
             Some((RequestId(u64::from(*generation) << 32 | slot), flight.as_mut()?))
         })
+    }
+}
+
+impl Gateway {
+    /// Returns the next number of a sequence that clients cannot foresee, because they do not know the secret.
+    pub(super) fn random(&self, secret: HashSecret) -> u64 {
+        self.randoms.set(self.randoms.get() + 1);
+        secret.of_client(ClientId(self.randoms.get().into()))
     }
 }
 
