@@ -178,9 +178,12 @@ fn a_write_is_sent_again_under_its_number_after_the_link_is_lost() {
     let [(_, opcode::PUT, seq)] = other.requests(&mut pair.primary, NOW)[..] else { panic!() };
     pair.primary.handle_failure(other.link);
     pair.primary.close(NOW, other.link);
-    let later = NOW + Duration::from_millis(100);
-    pair.primary.handle_tick(later, WALL);
-    pair.primary.finish_wake_up(later);
+    let mut later = NOW;
+    for _ in 0..3 {
+        later = later + Duration::from_millis(100);
+        pair.primary.handle_tick(later, WALL);
+        pair.primary.finish_wake_up(later);
+    }
     let again = Other::accept(&mut pair.primary, later, 2);
     let [(_, opcode::PUT, retried)] = again.requests(&mut pair.primary, later)[..] else {
         panic!()
