@@ -7,6 +7,7 @@ use kv_protocol::ids::{ClusterId, WallTime};
 use kv_protocol::placement::Placement;
 
 use crate::resp::Version;
+use crate::transaction::{Transaction, Watched};
 
 /// The version of Redis whose commands and error texts this crate has.
 pub const REDIS_VERSION: &str = "7.2.4";
@@ -28,6 +29,10 @@ pub struct Client {
     pub copies: u8,
     /// The replies that the connection sends.
     pub replies: Replies,
+    /// The commands since MULTI.
+    pub transaction: Option<Transaction>,
+    /// The keys since WATCH.
+    pub watched: Vec<Watched>,
     /// The address of the client; `None` for a connection without one.
     pub peer: Option<SocketAddr>,
     /// The address of the server's side.

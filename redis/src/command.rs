@@ -11,6 +11,7 @@ use crate::database;
 use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::Reply;
+use crate::transaction;
 
 mod batch;
 mod connection;
@@ -27,6 +28,7 @@ mod scan;
 mod strings;
 mod subcommands;
 mod table;
+mod transactions;
 
 pub use table::{all, find};
 
@@ -41,6 +43,7 @@ const FAMILIES: &[&[Command]] = &[
     expiry::COMMANDS,
     scan::COMMANDS,
     flush::COMMANDS,
+    transactions::COMMANDS,
     connection::COMMANDS,
 ];
 
@@ -186,6 +189,12 @@ impl Command {
         if self.arity < 0 { count >= least } else { count == least }
     }
 
+    /// Returns whether the command begins only when all earlier ones of its connection have their replies, because it
+    /// depends on their results.
+    pub fn waits(&self) -> bool {
+        matches!(self.name, "exec" | "wait")
+    }
+
     /// Returns the name without that of the command that it belongs to.
     pub fn own_name(&self) -> &'static str {
         self.name.split_once('|').map_or(self.name, |(_, name)| name)
@@ -222,7 +231,19 @@ impl Command {
 /// # Errors
 /// If there is no such command, if it does not admit the number of arguments, or if the command fails.
 pub fn perform(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let command = Command::of(context.args)?;
+    let command = match Command::of(context.args) {
+        Ok(command) => command,
+        Err(error) => {
+            if let Some(transaction) = &mut context.client.transaction {
+                transaction.abort();
+            }
+            return Err(error);
+        }
+    };
+    if transaction::queue(context, command)? {
+        reply.simple("QUEUED");
+        return Ok(Plan::Replied);
+    }
     (command.perform)(context, reply)
 }
 

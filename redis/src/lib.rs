@@ -23,3 +23,4 @@ pub mod plan;
 pub mod resp;
 #[cfg(test)]
 mod testing;
+pub mod transaction;

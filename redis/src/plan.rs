@@ -4,6 +4,7 @@ use crate::answer::Answer;
 use crate::ask::Ask;
 use crate::error::Error;
 use crate::resp::Reply;
+use crate::transaction::Watched;
 
 /// The result of a command, or of a step of it.
 pub enum Plan {
@@ -11,6 +12,8 @@ pub enum Plan {
     Replied,
     /// The reply is complete, and the connection ends after it.
     Close,
+    /// The reply is complete, and the connection watches these keys.
+    Watched(Vec<Watched>),
     /// The store is asked. When all responses have arrived, `finish` continues. A step with this result has written
     /// nothing.
     Ask {

@@ -267,6 +267,10 @@ impl Door {
         loop {
             match step {
                 Ok(Plan::Replied) => break,
+                Ok(Plan::Watched(keys)) => {
+                    self.client.watched.extend(keys);
+                    break;
+                }
                 Ok(Plan::Close) => {
                     self.is_closed = true;
                     break;

@@ -55,6 +55,11 @@ impl<'a> Reply<'a> {
         self.out.extend_from_slice(bytes);
     }
 
+    /// Writes a reply that is already encoded.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
     /// Writes a simple string. It must have no line breaks.
     pub fn simple(&mut self, text: &str) {
         self.line(b'+', text.as_bytes());

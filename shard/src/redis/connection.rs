@@ -183,8 +183,15 @@ impl RedisConnection {
                 return consumed;
             }
             Ok(Parsed::Command { args, consumed }) => {
-                service.count_request();
                 let args: Vec<&[u8]> = args.iter().collect();
+                // It begins again when the replies before it are complete.
+                if !self.pending.is_empty()
+                    && command::find(args[0]).is_some_and(|command| command.waits())
+                {
+                    service.outputs.recycle(reply.bytes);
+                    return 0;
+                }
+                service.count_request();
                 self.client.begin_command();
                 let server = Host { service, now };
                 let client = &mut self.client;
@@ -219,6 +226,10 @@ impl RedisConnection {
             }
             Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
             Ok(Plan::Replied) => return Err(reply.complete()),
+            Ok(Plan::Watched(keys)) => {
+                self.client.watched.extend(keys);
+                return Err(reply.complete());
+            }
             Ok(Plan::Close) => {
                 self.is_ending = true;
                 return Err(reply.complete());
