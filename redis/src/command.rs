@@ -13,10 +13,13 @@ use crate::plan::Plan;
 use crate::resp::Reply;
 
 mod batch;
+mod clients;
+mod config;
 mod connection;
 mod counters;
 mod expiry;
 mod flush;
+mod introspection;
 mod keys;
 mod lcs;
 mod many;
@@ -24,6 +27,7 @@ mod options;
 mod pages;
 mod ranges;
 mod scan;
+mod server;
 mod strings;
 mod subcommands;
 mod table;
@@ -42,6 +46,10 @@ const FAMILIES: &[&[Command]] = &[
     scan::COMMANDS,
     flush::COMMANDS,
     connection::COMMANDS,
+    clients::COMMANDS,
+    server::COMMANDS,
+    config::COMMANDS,
+    introspection::COMMANDS,
 ];
 
 /// A command.
