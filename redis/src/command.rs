@@ -14,10 +14,13 @@ use crate::resp::Reply;
 use crate::transaction;
 
 mod batch;
+mod clients;
+mod config;
 mod connection;
 mod counters;
 mod expiry;
 mod flush;
+mod introspection;
 mod keys;
 mod lcs;
 mod many;
@@ -25,6 +28,7 @@ mod options;
 mod pages;
 mod ranges;
 mod scan;
+mod server;
 mod strings;
 mod subcommands;
 mod table;
@@ -45,6 +49,10 @@ const FAMILIES: &[&[Command]] = &[
     flush::COMMANDS,
     transactions::COMMANDS,
     connection::COMMANDS,
+    clients::COMMANDS,
+    server::COMMANDS,
+    config::COMMANDS,
+    introspection::COMMANDS,
 ];
 
 /// A command.

@@ -1,14 +1,15 @@
 //! The removal of all keys.
 
+use kv_protocol::placement::Placement;
 use kv_protocol::update::Action;
 
 use super::pages::{self, Selection, Walk};
 use super::{Command, Context, Keys, Perform, WRITE, batch};
+use crate::ask::Ask;
 use crate::database;
 use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::Reply;
-use kv_protocol::placement::Placement;
 
 /// The commands of the family.
 pub(super) const COMMANDS: &[Command] = &[
@@ -25,13 +26,14 @@ fn flushdb(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Err
     check(context)?;
     let database = context.client.database;
     let walk = Walk::new(pages::tokens(context), Selection::new(database, b"*")?);
-    Flush { walk, placement: context.placement(), prefix: database::prefix(database) }.next(reply)
+    Flush { walk, placement: context.placement(), prefix: database::prefix(database) }
+        .next(Vec::new(), reply)
 }
 
 fn flushall(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
     check(context)?;
     let walk = Walk::new(pages::tokens(context), Selection::of_all_databases());
-    Flush { walk, placement: context.placement(), prefix: Vec::new() }.next(reply)
+    Flush { walk, placement: context.placement(), prefix: Vec::new() }.next(Vec::new(), reply)
 }
 
 /// Checks the option, which changes nothing: the reply always comes after the removal.
@@ -52,26 +54,24 @@ struct Flush {
 }
 
 impl Flush {
-    /// Reads the next pages, and removes their keys.
-    fn next(mut self, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-        let asks = self.walk.next();
+    /// Reads the next pages, and at the same time removes the keys of the last ones. So the connection has a request in
+    /// flight that concerns all keys as long as more keys may be removed, and no later command of it begins.
+    fn next(mut self, removals: Vec<Ask>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
+        let mut asks = self.walk.next();
+        let pages = asks.len();
+        asks.extend(removals);
         if asks.is_empty() {
             reply.ok();
             return Ok(Plan::Replied);
         }
         Ok(Plan::all(asks, move |answers, reply| {
             let mut items = Vec::new();
-            for page in self.walk.take(answers)? {
+            for page in self.walk.take(&answers[..pages])? {
                 let keys = self.walk.selection().keys(&page)?.into_iter();
                 items.extend(keys.map(|key| ([&self.prefix, key].concat(), Action::Delete)));
             }
-            match items.is_empty() {
-                true => self.next(reply),
-                false => {
-                    let asks = batch::requests(self.placement, &items);
-                    Ok(Plan::all(asks, move |_, reply| self.next(reply)))
-                }
-            }
+            let removals = batch::requests(self.placement, &items);
+            self.next(removals, reply)
         }))
     }
 }

@@ -50,10 +50,10 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-/// The number of keys that an MGET reads at once.
-const KEYS_AT_ONCE: usize = 256;
-/// The length up to which their values are read at once.
-const SHORT: u32 = 64 << 10;
+/// The number of bytes of values that an MGET reads at first. Each key has the same share.
+const BYTES_AT_FIRST: usize = 16 << 20;
+/// The maximum of the share of a key.
+const SHORT: usize = 64 << 10;
 /// The number of longer values that are read at once.
 const LONG_AT_ONCE: usize = 4;
 /// The maximum number of bytes of the values in a reply.
@@ -61,87 +61,79 @@ const REPLY_BYTES_MAX: usize = 64 << 20;
 const TOO_MUCH: Error =
     Error::Stated("ERR the values are longer than 64 MiB together; ask for fewer keys at once");
 
+/// Reads the short values at once, and then the long ones, some at a time.
 fn mget(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let keys = (1..context.args.len()).map(|at| context.key(at)).collect::<Result<_, _>>()?;
-    Gathered { keys, read: 0, values: Vec::new(), bytes: 0 }.read_more()
+    let keys = (1..context.args.len()).map(|at| context.key(at)).collect::<Result<Vec<_>, _>>()?;
+    let share = u32::try_from(SHORT.min(BYTES_AT_FIRST / keys.len())).unwrap_or(0);
+    let short = Part { all_or_nothing: true, ..Part::new(0, share) };
+    let asks = keys.iter().map(|key| Ask::part(key, short)).collect();
+    Ok(Plan::all(asks, move |answers, reply| {
+        if answers.iter().all(is_complete) {
+            reply.array(answers.len());
+            answers.iter().for_each(|answer| reply.bulk_or_null(answer.value));
+            return Ok(Plan::Replied);
+        }
+        let lengths = answers.iter().map(|answer| answer.whole as usize);
+        if lengths.sum::<usize>() > REPLY_BYTES_MAX {
+            return Err(TOO_MUCH);
+        }
+        let values = answers.iter().map(|answer| match answer.value {
+            _ if !is_complete(answer) => Value::Long,
+            Some(value) => Value::Read(value.to_vec()),
+            None => Value::Absent,
+        });
+        Gathered { values: values.collect(), keys, bytes: 0 }.read_more(reply)
+    }))
 }
 
 /// The values that an MGET has read.
 struct Gathered {
     keys: Vec<Vec<u8>>,
-    /// The number of keys that were read.
-    read: usize,
-    values: Vec<Gather>,
-    /// The number of bytes of the values, also of those that are not read yet.
+    values: Vec<Value>,
+    /// The number of bytes of the long values.
     bytes: usize,
 }
 
-enum Gather {
+enum Value {
     Absent,
-    Value(Vec<u8>),
-    /// The value is longer than [`SHORT`].
+    Read(Vec<u8>),
+    /// The value is not read yet.
     Long,
 }
 
 impl Gathered {
-    /// Reads the next keys, those with short values at once.
-    fn read_more(mut self) -> Result<Plan, Error> {
-        let end = self.keys.len().min(self.read + KEYS_AT_ONCE);
-        let short = Part { all_or_nothing: true, ..Part::new(0, SHORT) };
-        let asks = self.keys[self.read..end].iter().map(|key| Ask::part(key, short)).collect();
-        Ok(Plan::all(asks, move |answers, reply| {
-            if self.read == 0 && end == self.keys.len() && answers.iter().all(is_complete) {
-                reply.array(answers.len());
-                answers.iter().for_each(|answer| reply.bulk_or_null(answer.value));
-                return Ok(Plan::Replied);
-            }
-            for answer in answers {
-                self.bytes += if answer.is_done() { answer.whole as usize } else { 0 };
-                self.values.push(match answer.value {
-                    _ if !is_complete(answer) => Gather::Long,
-                    Some(value) => Gather::Value(value.to_vec()),
-                    None => Gather::Absent,
-                });
-            }
-            if self.bytes > REPLY_BYTES_MAX {
-                return Err(TOO_MUCH);
-            }
-            self.read = end;
-            self.read_long(reply)
-        }))
-    }
-
-    /// Reads the long values of the keys that were read.
-    fn read_long(mut self, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-        let is_long = |index: &usize| matches!(self.values[*index], Gather::Long);
-        let indexes: Vec<usize> =
-            (0..self.values.len()).filter(is_long).take(LONG_AT_ONCE).collect();
-        if indexes.is_empty() && self.read < self.keys.len() {
-            return self.read_more();
-        }
+    /// Reads the next long values, or replies after the last ones.
+    fn read_more(mut self, reply: &mut Reply<'_>) -> Result<Plan, Error> {
+        let is_long = |index: &usize| matches!(self.values[*index], Value::Long);
+        let indexes: Vec<usize> = (0..self.values.len()).filter(is_long).collect();
         if indexes.is_empty() {
             reply.array(self.values.len());
             for value in &self.values {
                 match value {
-                    Gather::Value(value) => reply.bulk(value),
-                    Gather::Absent | Gather::Long => reply.null(),
+                    Value::Read(value) => reply.bulk(value),
+                    Value::Absent | Value::Long => reply.null(),
                 }
             }
             return Ok(Plan::Replied);
         }
-        let asks = indexes.iter().map(|index| Ask::get(&self.keys[*index])).collect();
+        let (now, later) = indexes.split_at(indexes.len().min(LONG_AT_ONCE));
+        // Reads of the keys whose turn comes later, because a later command of the connection that writes such a key must
+        // wait.
+        let guards = later.iter().map(|index| Ask::part(&self.keys[*index], Part::new(0, 0)));
+        let asks = now.iter().map(|index| Ask::get(&self.keys[*index])).chain(guards).collect();
+        let now = now.to_vec();
         Ok(Plan::all(asks, move |answers, reply| {
-            for (index, answer) in indexes.into_iter().zip(answers) {
-                // The value may have grown since its length was counted.
-                self.bytes += answer.value.map_or(0, <[u8]>::len).saturating_sub(SHORT as usize);
+            for (index, answer) in now.into_iter().zip(answers) {
+                self.bytes += answer.value.map_or(0, <[u8]>::len);
                 self.values[index] = match answer.value {
-                    Some(value) => Gather::Value(value.to_vec()),
-                    None => Gather::Absent,
+                    Some(value) => Value::Read(value.to_vec()),
+                    None => Value::Absent,
                 };
             }
-            match self.bytes {
-                bytes if bytes > 2 * REPLY_BYTES_MAX => Err(TOO_MUCH),
-                _ => self.read_long(reply),
+            // Values may have grown since their lengths were counted.
+            match self.bytes > 2 * REPLY_BYTES_MAX {
+                true => Err(TOO_MUCH),
+                false => self.read_more(reply),
             }
         }))
     }
@@ -188,7 +180,7 @@ fn msetnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 
 /// Returns the stored keys with their new values. Of a key that occurs several times, the last value counts.
 fn pairs<'a>(context: &Context<'a>, command: &str) -> Result<Vec<(Vec<u8>, Action<'a>)>, Error> {
-    if context.args.len() % 2 == 0 {
+    if context.args.len().is_multiple_of(2) {
         return Err(error::arity(command));
     }
     let mut pairs = BTreeMap::new();
