@@ -1,5 +1,6 @@
 //! RESP, the wire format of Redis: the parser of commands and the writer of replies.
 
+mod double;
 mod parser;
 mod reply;
 

@@ -1,5 +1,7 @@
 //! The writer of replies, in both versions of RESP.
 
+use super::double;
+use super::parser::ParseError;
 use crate::error::Error;
 
 /// A version of RESP.
@@ -75,9 +77,39 @@ impl<'a> Reply<'a> {
         self.line(b'-', error.text().as_bytes());
     }
 
+    /// Writes the error of a connection whose bytes are not a command.
+    pub fn protocol_error(&mut self, error: ParseError) {
+        self.line(b'-', &error.text());
+    }
+
     /// Writes an integer.
     pub fn integer(&mut self, number: i64) {
         self.number(b':', number);
+    }
+
+    /// Writes a floating-point number.
+    pub fn double(&mut self, number: f64) {
+        let text = double::text(number);
+        match self.version {
+            Version::Two => self.bulk(text.as_bytes()),
+            Version::Three => self.line(b',', text.as_bytes()),
+        }
+    }
+
+    /// Writes a truth value.
+    pub fn boolean(&mut self, is_true: bool) {
+        match self.version {
+            Version::Two => self.integer(i64::from(is_true)),
+            Version::Three => self.line(b'#', if is_true { b"t" } else { b"f" }),
+        }
+    }
+
+    /// Writes an integer of any size, which is passed as decimal digits with an optional minus sign.
+    pub fn big_number(&mut self, digits: &str) {
+        match self.version {
+            Version::Two => self.bulk(digits.as_bytes()),
+            Version::Three => self.line(b'(', digits.as_bytes()),
+        }
     }
 
     /// Writes a bulk string.
@@ -206,11 +238,88 @@ mod tests {
 
     #[test]
     fn the_versions_differ_where_redis_has_them_differ() {
-        assert_eq!(written(Version::Two, |reply| reply.null()), "$-1\r\n");
-        assert_eq!(written(Version::Two, |reply| reply.null_array()), "*-1\r\n");
-        assert_eq!(written(Version::Three, |reply| reply.null()), "_\r\n");
-        assert_eq!(written(Version::Two, |reply| reply.map(2)), "*4\r\n");
-        assert_eq!(written(Version::Three, |reply| reply.map(2)), "%2\r\n");
-        assert_eq!(written(Version::Three, |reply| reply.verbatim("a")), "=5\r\ntxt:a\r\n");
+        let both = |write: fn(&mut Reply<'_>)| {
+            (written(Version::Two, write), written(Version::Three, write))
+        };
+        let cases: [(fn(&mut Reply<'_>), &str, &str); 13] = [
+            (|reply| reply.null(), "$-1\r\n", "_\r\n"),
+            (|reply| reply.null_array(), "*-1\r\n", "_\r\n"),
+            (|reply| reply.map(2), "*4\r\n", "%2\r\n"),
+            (|reply| reply.set(2), "*2\r\n", "~2\r\n"),
+            (|reply| reply.push(2), "*2\r\n", ">2\r\n"),
+            (|reply| reply.verbatim("a"), "$1\r\na\r\n", "=5\r\ntxt:a\r\n"),
+            (|reply| reply.double(-0.5), "$4\r\n-0.5\r\n", ",-0.5\r\n"),
+            (|reply| reply.double(f64::INFINITY), "$3\r\ninf\r\n", ",inf\r\n"),
+            (|reply| reply.double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n"),
+            (|reply| reply.double(f64::NAN), "$3\r\nnan\r\n", ",nan\r\n"),
+            (|reply| reply.boolean(true), ":1\r\n", "#t\r\n"),
+            (|reply| reply.boolean(false), ":0\r\n", "#f\r\n"),
+            (|reply| reply.big_number("-12"), "$3\r\n-12\r\n", "(-12\r\n"),
+        ];
+        for (write, two, three) in cases {
+            assert_eq!(both(write), (two.into(), three.into()));
+        }
+    }
+
+    #[test]
+    fn protocol_errors_are_written_byte_by_byte() {
+        let mut out = Vec::new();
+        Reply::new(&mut out, Version::Two).protocol_error(ParseError::Unexpected(0xff));
+        assert_eq!(out, b"-ERR Protocol error: expected '$', got '\xff'\r\n");
+    }
+
+    /// The parser of another author.
+    #[test]
+    fn replies_are_what_a_client_parses() {
+        use redis_protocol::resp3::decode::complete::decode;
+        use redis_protocol::resp3::types::{OwnedFrame, VerbatimStringFormat};
+
+        let attributes = None;
+        let number = |data| OwnedFrame::Number { data, attributes: None };
+        let cases: [(fn(&mut Reply<'_>), OwnedFrame); 9] = [
+            (|reply| reply.null(), OwnedFrame::Null),
+            (|reply| reply.null_array(), OwnedFrame::Null),
+            (|reply| reply.boolean(true), OwnedFrame::Boolean { data: true, attributes: None }),
+            (|reply| reply.double(1e-9), OwnedFrame::Double { data: 1e-9, attributes: None }),
+            (
+                |reply| reply.big_number("-12"),
+                OwnedFrame::BigNumber { data: b"-12".to_vec(), attributes: None },
+            ),
+            (
+                |reply| reply.verbatim("a"),
+                OwnedFrame::VerbatimString {
+                    data: b"a".to_vec(),
+                    format: VerbatimStringFormat::Text,
+                    attributes: None,
+                },
+            ),
+            (
+                |reply| {
+                    reply.map(1);
+                    reply.integer(1);
+                    reply.integer(2);
+                },
+                OwnedFrame::Map { data: [(number(1), number(2))].into(), attributes: None },
+            ),
+            (
+                |reply| {
+                    reply.set(1);
+                    reply.integer(1);
+                },
+                OwnedFrame::Set { data: [number(1)].into(), attributes: None },
+            ),
+            (
+                |reply| {
+                    reply.push(1);
+                    reply.integer(1);
+                },
+                OwnedFrame::Push { data: vec![number(1)], attributes },
+            ),
+        ];
+        for (write, expected) in cases {
+            let bytes = written(Version::Three, write);
+            let (frame, consumed) = decode(bytes.as_bytes()).unwrap().unwrap();
+            assert_eq!((frame, consumed), (expected, bytes.len()));
+        }
     }
 }
