@@ -81,7 +81,7 @@ profile: ## profile a server with GET and PUT, and count instructions per operat
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	@scripts/profile.sh
 
-sim: ## compare number texts and evictions with Redis, and updates with a model, then simulate fixed seeds, and new ones for 10 minutes
+sim: ## compare number texts and evictions with Redis, updates with a model, and the parser of Redis commands with another one, then simulate fixed seeds, and new ones for 10 minutes
 	@scripts/setup.sh sim
 # 100,000 additions of random texts. Without --nocapture, cargo would hide the seed and the counts.
 	$(CARGO) test $(LOCKED) -p kv-core --test number_differential -- --ignored --nocapture
@@ -89,6 +89,8 @@ sim: ## compare number texts and evictions with Redis, and updates with a model,
 	$(CARGO) test $(LOCKED) -p kv-core --test eviction_hit_ratio -- --ignored --nocapture
 # A million sequences of random updates.
 	$(CARGO) test $(LOCKED) -p kv-core --lib update::tests -- --ignored --nocapture
+# Ten million inputs of the parser of Redis commands.
+	$(CARGO) test $(LOCKED) -p kv-redis --test parser_oracle -- --ignored --nocapture
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough
 
 sim-mutations: ## list the rules whose omission the simulator does not detect (takes long)

@@ -189,13 +189,19 @@ impl CommandParser {
                 Some(&marker) if marker == COUNT.marker => {}
                 Some(_) => return self.line(bytes),
             }
-            match self.number(bytes, &COUNT)? {
+            match self.count(bytes)? {
                 None => return Ok(self.incomplete(1)),
                 Some(0) => return Ok(Parsed::Nothing { consumed: self.finish() }),
                 Some(count) => self.remaining = count,
             }
         }
-        while self.remaining > 0 {
+        loop {
+            if self.length.is_none() && self.searched == 0 {
+                self.plain_arguments(bytes);
+            }
+            if self.remaining == 0 {
+                break;
+            }
             if let Some(missing) = self.argument(bytes)? {
                 return Ok(self.incomplete(missing));
             }
@@ -204,8 +210,49 @@ impl CommandParser {
         Ok(Parsed::Command { args: Args { spans: &self.spans, source: bytes }, consumed })
     }
 
-    /// Parses the next argument of an array. Returns the number of missing bytes if it is incomplete.
+    /// Parses the number of arguments. Returns None if its line is incomplete.
     #[inline]
+    fn count(&mut self, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
+        if self.searched == 0 {
+            let digits = &bytes[1..];
+            self.examine(digits.len().min(PLAIN_DIGITS + 1));
+            if let Some((count, length)) = plain_number(digits)
+                && count <= MAX_ARGS
+            {
+                self.at = 1 + length;
+                return Ok(Some(count));
+            }
+        }
+        self.number(bytes, &COUNT)
+    }
+
+    /// Parses the next arguments as far as they are complete and their lengths plain. This is all of a usual command.
+    #[inline]
+    fn plain_arguments(&mut self, bytes: &[u8]) {
+        let limit = bytes.len().min(self.limit);
+        let mut at = self.at;
+        while self.remaining > 0 {
+            let Some([b'$', digits @ ..]) = bytes.get(at..) else { break };
+            self.examine(digits.len().min(PLAIN_DIGITS + 1));
+            let Some((length, size)) = plain_number(digits) else { break };
+            if length > MAX_BULK_BYTES {
+                break;
+            }
+            at += 1 + size;
+            let end = at + length;
+            let next = end + b"\r\n".len();
+            if next > limit {
+                self.length = Some(length);
+                break;
+            }
+            self.spans.push(Span::new(at, end));
+            at = next;
+            self.remaining -= 1;
+        }
+        self.at = at;
+    }
+
+    /// Parses the next argument of an array. Returns the number of missing bytes if it is incomplete.
     fn argument(&mut self, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
         let length = match self.length {
             Some(length) => length,
@@ -230,29 +277,11 @@ impl CommandParser {
         Ok(None)
     }
 
-    /// Parses the number in the line at `at`, and moves behind the line. Returns None if the line is incomplete. A
-    /// negative number, if it is valid, counts as 0.
-    #[inline]
+    /// Parses the number in the line at `at`, in any form, and moves behind the line. Returns None if the line is
+    /// incomplete. A negative number, if it is valid, counts as 0.
+    #[cold]
     fn number(&mut self, bytes: &[u8], line: &NumberLine) -> Result<Option<usize>, ParseError> {
         let rest = bytes.get(self.at..).unwrap_or_default();
-        if let [marker, digits @ ..] = rest
-            && *marker == line.marker
-            && self.searched == 0
-        {
-            self.examine(digits.len().min(PLAIN_DIGITS + 1));
-            if let Some((number, length)) = plain_number(digits)
-                && number <= line.most
-            {
-                self.at += 1 + length;
-                return Ok(Some(number));
-            }
-        }
-        self.any_number(rest, line)
-    }
-
-    /// Does what [`CommandParser::number`] does, for every line.
-    #[cold]
-    fn any_number(&mut self, rest: &[u8], line: &NumberLine) -> Result<Option<usize>, ParseError> {
         let Some(end) = self.line_end(rest, b'\r', line.too_big)? else { return Ok(None) };
         if rest.len() < end + b"\r\n".len() {
             return Ok(None);
@@ -337,18 +366,31 @@ impl CommandParser {
 
 /// Returns the number with which a text begins, and the length of the number and its line end. Returns None if the line
 /// is incomplete, or if the number is longer than [`PLAIN_DIGITS`], negative or malformed.
-#[inline]
+#[inline(always)]
 fn plain_number(text: &[u8]) -> Option<(usize, usize)> {
+    match text {
+        [one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(*one), 3)),
+        [ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((10 * digit(*ten) + digit(*one), 4))
+        }
+        [b'1'..=b'9', ..] => long_number(text),
+        _ => None,
+    }
+}
+
+/// Does what [`plain_number`] does, for a number without leading zeros.
+fn long_number(text: &[u8]) -> Option<(usize, usize)> {
     let mut number = 0;
     for (at, byte) in text.iter().take(PLAIN_DIGITS + 1).enumerate() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            let length = at + b"\r\n".len();
-            let is_canonical = at > 0 && (at == 1 || text[0] != b'0');
-            let is_complete = *byte == b'\r' && length <= text.len();
-            return (is_canonical && is_complete).then_some((number, length));
+        match byte {
+            b'0'..=b'9' => number = 10 * number + digit(*byte),
+            b'\r' if at + 1 < text.len() => return Some((number, at + b"\r\n".len())),
+            _ => return None,
         }
-        number = 10 * number + usize::from(digit);
     }
     None
+}
+
+fn digit(byte: u8) -> usize {
+    usize::from(byte - b'0')
 }

@@ -220,6 +220,8 @@ impl<'a> Reply<'a> {
 mod tests {
     use super::*;
 
+    type Write = fn(&mut Reply<'_>);
+
     fn written(version: Version, write: impl FnOnce(&mut Reply<'_>)) -> String {
         let mut out = Vec::new();
         write(&mut Reply::new(&mut out, version));
@@ -238,10 +240,8 @@ mod tests {
 
     #[test]
     fn the_versions_differ_where_redis_has_them_differ() {
-        let both = |write: fn(&mut Reply<'_>)| {
-            (written(Version::Two, write), written(Version::Three, write))
-        };
-        let cases: [(fn(&mut Reply<'_>), &str, &str); 13] = [
+        let both = |write: Write| (written(Version::Two, write), written(Version::Three, write));
+        let cases: [(Write, &str, &str); 13] = [
             (|reply| reply.null(), "$-1\r\n", "_\r\n"),
             (|reply| reply.null_array(), "*-1\r\n", "_\r\n"),
             (|reply| reply.map(2), "*4\r\n", "%2\r\n"),
@@ -276,7 +276,7 @@ mod tests {
 
         let attributes = None;
         let number = |data| OwnedFrame::Number { data, attributes: None };
-        let cases: [(fn(&mut Reply<'_>), OwnedFrame); 9] = [
+        let cases: [(Write, OwnedFrame); 9] = [
             (|reply| reply.null(), OwnedFrame::Null),
             (|reply| reply.null_array(), OwnedFrame::Null),
             (|reply| reply.boolean(true), OwnedFrame::Boolean { data: true, attributes: None }),
