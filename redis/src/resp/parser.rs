@@ -8,7 +8,7 @@
 //!
 //! A command is an array of bulk strings, or a line of words (`inline`). The bytes of a command may arrive in any parts.
 //! The parser is called with all bytes of the command so far, and continues where it stopped, so each byte of a line is
-//! searched at most twice, and the bytes of a bulk string never. The arguments of an array are ranges of the received
+//! examined at most three times, and the bytes of a bulk string never. The arguments of an array are ranges of the received
 //! bytes. The arguments of a line are decoded into a buffer of the parser.
 //!
 //! As in Redis, the line end after a bulk string and the second byte of the line end after a number are not checked.
