@@ -453,8 +453,9 @@ impl Service {
     }
 
     /// Counts a command of a Redis client.
-    pub(crate) fn count_request(&mut self) {
+    pub(crate) fn count_command(&mut self) {
         self.counters.requests += 1;
+        self.gateway.count_command();
     }
 
     /// Counts a rejected frame or connection, and reports it within the rate limit.

@@ -158,8 +158,13 @@ impl RedisConnection {
         self.count_memory(now, service);
     }
 
+    /// Returns whether a further command could begin.
+    fn has_room(&self) -> bool {
+        self.held.is_none() && !self.is_ending && self.in_flight.len() < IN_FLIGHT
+    }
+
     fn may_go_on(&self, service: &mut Service) -> bool {
-        if self.held.is_some() || self.is_ending || self.in_flight.len() >= IN_FLIGHT {
+        if !self.has_room() {
             return false;
         }
         if service.is_gateway_busy() {
@@ -191,7 +196,7 @@ impl RedisConnection {
                     service.outputs.recycle(reply.bytes);
                     return 0;
                 }
-                service.count_request();
+                service.count_command();
                 self.client.begin_command();
                 let server = Host { service, now };
                 let client = &mut self.client;
@@ -344,6 +349,8 @@ impl RedisConnection {
             self.finish(now, service, command);
         }
         self.go_on(now, service);
+        // The engine may have to read again.
+        service.outputs.mark_dirty(self.id);
     }
 
     /// Continues a command whose requests have all ended.
@@ -401,7 +408,8 @@ impl RedisConnection {
 
     /// Returns whether more bytes may be read from the socket.
     pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
-        self.may_go_on(service)
+        self.has_room()
+            && !service.outputs.is_full(self.id)
             && service.outputs.get(self.id).is_some_and(|output| !output.is_half_closed())
     }
 

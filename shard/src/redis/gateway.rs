@@ -33,6 +33,8 @@ use crate::connection::WORK_AT_ONCE;
 use crate::dial::{DialTarget, LinkId};
 use crate::service::{Hashed, Service};
 
+/// The number of commands with one unit of work.
+const COMMANDS_OF_WORK: u64 = 64;
 /// The time after which a request is given up.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// The first back-off of a request that cannot be served yet. It doubles up to [`PAUSE_LAST`].
@@ -91,6 +93,8 @@ pub(crate) struct Gateway {
     randoms: Cell<u64>,
     /// The work for requests that this shard has served since the wake-up began.
     work: u32,
+    /// The number of commands so far.
+    commands: u64,
     /// True if waiting requests may be sent now: the views have changed, or a lane has room.
     has_news: bool,
     /// True if the views may have changed since the requests were sent.
@@ -200,6 +204,14 @@ impl Flights {
 }
 
 impl Gateway {
+    /// Counts a command of this wake-up.
+    pub(crate) fn count_command(&mut self) {
+        self.commands += 1;
+        if self.commands.is_multiple_of(COMMANDS_OF_WORK) {
+            self.work += 1;
+        }
+    }
+
     /// Returns the next number of a sequence that clients cannot foresee, because they do not know the secret.
     pub(super) fn random(&self, secret: HashSecret) -> u64 {
         self.randoms.set(self.randoms.get() + 1);
