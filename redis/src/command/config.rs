@@ -110,7 +110,7 @@ fn set(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> 
     for pair in args[2..].chunks(2) {
         let find = |(name, _): &(&str, String)| pair[0].eq_ignore_ascii_case(name.as_bytes());
         let Some(index) = parameters.iter().position(find) else {
-            let name = String::from_utf8_lossy(pair[0]);
+            let name = error::shown(pair[0]);
             let unknown = "ERR Unknown option or number of arguments for CONFIG SET -";
             return Err(Error::Text(format!("{unknown} '{name}'")));
         };
