@@ -14,7 +14,7 @@ mod commands;
 mod redis;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::{BufRead, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kv_protocol::ids::WallTime;
@@ -39,6 +39,25 @@ fn a_store_of_one_shard_replies_as_redis() -> anyhow::Result<()> {
 #[ignore = "needs redis-server; `make sim` runs it"]
 fn a_store_of_many_shards_replies_as_redis() -> anyhow::Result<()> {
     compare(Placement::new(3, 2).with_hash_tags(true))
+}
+
+#[test]
+fn every_command_has_exactly_one_reply() -> anyhow::Result<()> {
+    let mut random = Random::new(1);
+    let mut door = Door::with(Placement::new(3, 2));
+    for _ in 0..20_000 {
+        let words = match random.per_mille(200) {
+            true => commands::random_of_own(&mut random),
+            false => commands::random(&mut random),
+        };
+        let args: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+        let ours = door.run(&args);
+        let (mut rest, mut reply) = (&ours[..], Vec::new());
+        read_reply(&mut rest, &mut reply)?;
+        let command = args.join(&b' ');
+        anyhow::ensure!(rest.is_empty(), "{}: {}", command.escape_ascii(), ours.escape_ascii());
+    }
+    Ok(())
 }
 
 fn compare(placement: Placement) -> anyhow::Result<()> {
@@ -83,14 +102,14 @@ fn ask(redis: &mut Redis, args: &[&[u8]]) -> anyhow::Result<Vec<u8>> {
     push_request(&mut request, args);
     redis.stream.get_mut().write_all(&request)?;
     let mut reply = Vec::new();
-    read_reply(redis, &mut reply)?;
+    read_reply(&mut redis.stream, &mut reply)?;
     Ok(reply)
 }
 
 /// Appends the next reply.
-fn read_reply(redis: &mut Redis, reply: &mut Vec<u8>) -> anyhow::Result<()> {
+fn read_reply(stream: &mut impl BufRead, reply: &mut Vec<u8>) -> anyhow::Result<()> {
     let start = reply.len();
-    redis.stream.read_until(b'\n', reply)?;
+    stream.read_until(b'\n', reply)?;
     let line = &reply[start..];
     anyhow::ensure!(line.ends_with(b"\r\n"), "the connection ended");
     let number: i64 = String::from_utf8_lossy(&line[1..]).trim().parse().unwrap_or(0);
@@ -98,16 +117,16 @@ fn read_reply(redis: &mut Redis, reply: &mut Vec<u8>) -> anyhow::Result<()> {
         b'$' | b'=' if number >= 0 => {
             let start = reply.len();
             reply.resize(start + usize::try_from(number)? + 2, 0);
-            redis.stream.read_exact(&mut reply[start..])?;
+            stream.read_exact(&mut reply[start..])?;
         }
         b'*' | b'~' | b'>' => {
             for _ in 0..number {
-                read_reply(redis, reply)?;
+                read_reply(stream, reply)?;
             }
         }
         b'%' => {
             for _ in 0..2 * number {
-                read_reply(redis, reply)?;
+                read_reply(stream, reply)?;
             }
         }
         _ => {}

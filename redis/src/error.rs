@@ -90,9 +90,12 @@ pub fn shown(argument: &[u8]) -> Cow<'_, str> {
 
 /// Returns the error for a command that does not exist.
 pub fn unknown(args: &[&[u8]]) -> Error {
-    let mut text = format!("ERR unknown command '{}', with args beginning with: ", shown(args[0]));
+    let mut text = format!(
+        "ERR unknown command '{}', with args beginning with: ",
+        shown(args.first().unwrap_or(&&[][..]))
+    );
     let begin = text.len();
-    for arg in &args[1..] {
+    for arg in args.iter().skip(1) {
         if text.len() - begin >= REPEATED {
             break;
         }

@@ -135,9 +135,11 @@ fn getset(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn setnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let update =
-        Update { condition: Precondition::Absent, ..Update::new(Action::Put(context.args[2])) };
-    Ok(Plan::one(Ask::try_update(&context.key(1)?, &[update])?, is_done))
+    let (key, new) = (context.key(1)?, context.args[2]);
+    if new.len() > MAX_VALUE_BYTES {
+        return Err(error::TOO_LONG);
+    }
+    Ok(Plan::one(Ask::put(&key, new, Condition::IfAbsent), is_done))
 }
 
 fn setex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {

@@ -91,9 +91,50 @@ const FORMS: &[&str] = &[
     "unknown KEYS",
 ];
 
+/// The forms of commands whose replies differ from those of Redis.
+const OWN_FORMS: &[&str] = &[
+    "set KEY VALUE ifeq VALUE SETOPTION",
+    "delifeq KEY VALUE",
+    "scan NUMBER",
+    "scan 0 count NUMBER match PATTERN",
+    "time",
+    "role",
+    "lastsave",
+    "wait NUMBER NUMBER",
+    "command",
+    "command count",
+    "command docs",
+    "command info get KEY",
+    "command list",
+    "command list filterby pattern PATTERN",
+    "command help",
+    "client id",
+    "client info",
+    "client list",
+    "client setinfo lib-name VALUE",
+    "client no-touch on",
+    "client kill id NUMBER skipme no",
+    "client help",
+    "config get PATTERN",
+    "config help",
+    "memory help",
+    "latency doctor",
+    "latency histogram",
+    "latency graph KEY",
+    "quit",
+];
+
+/// Returns the words of a random command whose reply differs from that of Redis.
+pub(super) fn random_of_own(random: &mut Random) -> Vec<Vec<u8>> {
+    of_form(OWN_FORMS[random.index(OWN_FORMS.len())], random)
+}
+
 /// Returns the words of a random command.
 pub(super) fn random(random: &mut Random) -> Vec<Vec<u8>> {
-    let form = FORMS[random.index(FORMS.len())];
+    of_form(FORMS[random.index(FORMS.len())], random)
+}
+
+fn of_form(form: &str, random: &mut Random) -> Vec<Vec<u8>> {
     if let Some(form) = form.strip_prefix("RARELY ") {
         return if random.per_mille(50) { vec![form.into()] } else { vec![b"dbsize".to_vec()] };
     }
