@@ -81,12 +81,14 @@ profile: ## profile a server with GET and PUT, and count instructions per operat
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	@scripts/profile.sh
 
-sim: ## compare number texts and evictions with Redis, updates with a model, and the parser of Redis commands with another one, then simulate fixed seeds, and new ones for 10 minutes
+sim: ## compare number texts, evictions and commands with Redis, updates with a model, and the parser of Redis commands with another one, then simulate fixed seeds, and new ones for 10 minutes
 	@scripts/setup.sh sim
 # 100,000 additions of random texts. Without --nocapture, cargo would hide the seed and the counts.
 	$(CARGO) test $(LOCKED) -p kv-core --test number_differential -- --ignored --nocapture
 # Two million accesses of a cache, for the hit ratio of evictions.
 	$(CARGO) test $(LOCKED) -p kv-core --test eviction_hit_ratio -- --ignored --nocapture
+# 200,000 commands of Redis clients.
+	$(CARGO) test $(LOCKED) -p kv-redis --lib differential -- --ignored --nocapture
 # A million sequences of random updates.
 	$(CARGO) test $(LOCKED) -p kv-core --lib update::tests -- --ignored --nocapture
 # Ten million inputs of the parser of Redis commands.

@@ -20,7 +20,7 @@ impl Error {
         match self {
             Error::Stated(text) => Cow::Borrowed(text),
             Error::Text(text) if text.contains(['\r', '\n']) => {
-                Cow::Owned(text.replace(['\r', '\n'], " "))
+                Cow::Owned(text.trim_end_matches(['\r', '\n']).replace(['\r', '\n'], " "))
             }
             Error::Text(text) => Cow::Borrowed(text),
         }
@@ -54,7 +54,7 @@ pub fn expire_time(command: &str) -> Error {
 
 /// Returns the error of a command with subcommands for one that does not exist.
 pub fn subcommand(command: &str, name: &[u8]) -> Error {
-    let name = String::from_utf8_lossy(&name[..name.len().min(REPEATED)]);
+    let name = shown(name);
     let command = command.to_ascii_uppercase();
     Error::Text(format!("ERR unknown subcommand '{name}'. Try {command} HELP."))
 }
@@ -82,13 +82,20 @@ pub fn of_status(status: Status, reason: &[u8]) -> Error {
 /// The number of bytes of an unknown command, and of its arguments together, that an error repeats.
 const REPEATED: usize = 128;
 
+/// Returns the beginning of an argument as an error repeats it. Redis repeats C strings, which end before a zero byte.
+pub fn shown(argument: &[u8]) -> Cow<'_, str> {
+    let length = argument.iter().position(|byte| *byte == 0).unwrap_or(argument.len());
+    String::from_utf8_lossy(&argument[..length.min(REPEATED)])
+}
+
 /// Returns the error for a command that does not exist.
 pub fn unknown(args: &[&[u8]]) -> Error {
-    let shown =
-        |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(REPEATED)]).into_owned();
-    let mut text = format!("ERR unknown command '{}', with args beginning with: ", shown(args[0]));
+    let mut text = format!(
+        "ERR unknown command '{}', with args beginning with: ",
+        shown(args.first().unwrap_or(&&[][..]))
+    );
     let begin = text.len();
-    for arg in &args[1..] {
+    for arg in args.iter().skip(1) {
         if text.len() - begin >= REPEATED {
             break;
         }

@@ -18,6 +18,8 @@ pub mod ask;
 pub mod client;
 pub mod command;
 pub mod database;
+#[cfg(test)]
+mod differential;
 pub mod error;
 pub mod plan;
 pub mod resp;

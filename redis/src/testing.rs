@@ -239,6 +239,8 @@ pub(crate) struct Door {
     pub(crate) client: Client,
     /// True after the connection was closed.
     pub(crate) is_closed: bool,
+    /// The requests of each step of the last command.
+    pub(crate) steps: Vec<Vec<Ask>>,
 }
 
 impl Door {
@@ -250,7 +252,7 @@ impl Door {
     /// Creates a connection to an empty store with this placement.
     pub(crate) fn with(placement: Placement) -> Door {
         let client = Client { id: 7, ..Client::default() };
-        Door { store: Store::new(placement), client, is_closed: false }
+        Door { store: Store::new(placement), client, is_closed: false, steps: Vec::new() }
     }
 
     /// Executes a command, and returns the reply.
@@ -259,6 +261,7 @@ impl Door {
             self.store.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let mut out = Vec::new();
         let version = self.client.version;
+        self.steps.clear();
         self.client.begin_command();
         let mut context = Context { args, client: &mut self.client, server: &self.store };
         let mut step = perform(&mut context, &mut Reply::new(&mut out, version));
@@ -299,6 +302,7 @@ impl Door {
                             Answer::of(&response, is_read)
                         })
                         .collect();
+                    self.steps.push(asks.clone());
                     let mut reply = Reply::new(&mut out, version);
                     step = answers.and_then(|answers| finish(&answers, &mut reply));
                 }

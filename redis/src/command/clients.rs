@@ -85,7 +85,7 @@ fn setname(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Err
 }
 
 fn setinfo(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let (option, value) = (String::from_utf8_lossy(context.args[2]), context.args[3]);
+    let (option, value) = (error::shown(context.args[2]), context.args[3]);
     let (name, version) = &mut context.client.library;
     let field = match option.to_ascii_lowercase().as_str() {
         "lib-name" => name,
@@ -133,7 +133,7 @@ fn is_type(name: &[u8]) -> Result<bool, Error> {
         b"normal" => Ok(true),
         b"slave" | b"replica" | b"pubsub" | b"master" => Ok(false),
         _ => {
-            let name = String::from_utf8_lossy(name);
+            let name = error::shown(name);
             Err(Error::Text(format!("ERR Unknown client type '{name}'")))
         }
     }
@@ -184,7 +184,7 @@ fn kill(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error>
     let (mut is_meant, mut skips_own) = (true, true);
     for at in (2..args.len()).step_by(2) {
         let value = args[at + 1];
-        let text = || String::from_utf8_lossy(value);
+        let text = || error::shown(value);
         if context.is(at, "id") {
             let id = integer(value).and_then(|id| u64::try_from(id).ok()).filter(|id| *id > 0);
             let id = id.ok_or(Error::Stated("ERR client-id should be greater than 0"))?;

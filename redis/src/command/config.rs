@@ -51,7 +51,7 @@ const fn of(
 const COUNT: usize = 14;
 /// The parameters that Redis never changes.
 const FIXED: [&str; 3] = ["cluster-enabled", "databases", "port"];
-/// The number of steps in which names are compared with one pattern.
+/// The number of steps in which names are compared with the patterns of a call.
 const STEPS: Steps = Steps(1_000_000);
 
 /// Returns the parameters.
@@ -81,11 +81,12 @@ fn parameters(facts: &Facts) -> [(&'static str, String); COUNT] {
 
 fn get(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
     let parameters = parameters(&context.server.facts());
-    let mut is_shown = [false; COUNT];
+    let (mut is_shown, mut steps) = ([false; COUNT], STEPS);
     for pattern in &context.args[2..] {
-        let (pattern, mut steps) = (pattern.to_ascii_lowercase(), STEPS);
+        let pattern = pattern.to_ascii_lowercase();
         for (shown, (name, _)) in is_shown.iter_mut().zip(&parameters) {
-            *shown |= glob::matches(&pattern, name.as_bytes(), &mut steps) == Some(true);
+            let is_match = glob::matches(&pattern, name.as_bytes(), &mut steps);
+            *shown |= is_match.ok_or(Error::Stated("ERR the patterns are too long"))?;
         }
     }
     reply.map(is_shown.iter().filter(|shown| **shown).count());
@@ -110,7 +111,7 @@ fn set(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> 
     for pair in args[2..].chunks(2) {
         let find = |(name, _): &(&str, String)| pair[0].eq_ignore_ascii_case(name.as_bytes());
         let Some(index) = parameters.iter().position(find) else {
-            let name = String::from_utf8_lossy(pair[0]);
+            let name = error::shown(pair[0]);
             let unknown = "ERR Unknown option or number of arguments for CONFIG SET -";
             return Err(Error::Text(format!("{unknown} '{name}'")));
         };

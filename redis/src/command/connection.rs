@@ -59,7 +59,7 @@ fn hello(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error
             name = Some(args[at + 1]);
             at += 2;
         } else {
-            let option = String::from_utf8_lossy(args[at]);
+            let option = error::shown(args[at]);
             return Err(Error::Text(format!("ERR Syntax error in HELLO option '{option}'")));
         }
     }

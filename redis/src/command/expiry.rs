@@ -80,7 +80,7 @@ fn conditions(context: &Context<'_>) -> Result<Vec<Precondition<'static>>, Error
         match options.into_iter().find(|(name, _)| context.is(at, name)) {
             Some((_, is_set)) => *is_set = true,
             None => {
-                let option = String::from_utf8_lossy(context.args[at]);
+                let option = error::shown(context.args[at]);
                 return Err(Error::Text(format!("ERR Unsupported option {option}")));
             }
         }

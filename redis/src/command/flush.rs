@@ -78,8 +78,9 @@ impl Flush {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::testing::Door;
-    use kv_protocol::placement::Placement;
+    use kv_protocol::client_message::Operation;
 
     #[test]
     fn a_flush_removes_the_keys_of_one_database_or_of_all() {
@@ -105,6 +106,11 @@ mod tests {
         assert_eq!(sizes(&mut door), [":50", ":0", ":50"]);
         door.client.database = 0;
         assert_eq!(door.say("flushdb"), "+OK");
+        // A request that concerns all keys is in flight until no more keys are removed. So no later command of the
+        // connection begins, whose keys might be removed too.
+        let is_scan = |ask: &Ask| matches!(ask.request().operation, Operation::Scan(_));
+        let (_, steps) = door.steps.split_last().unwrap();
+        assert!(steps.len() > 3 && steps.iter().all(|asks| asks.iter().any(is_scan)));
         assert_eq!(sizes(&mut door), [":0", ":0", ":50"]);
         fill(&mut door);
         assert_eq!(door.say("flushall SYNC"), "+OK");

@@ -51,7 +51,7 @@ fn info(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error>
         all().for_each(|command| describe(command, reply));
         return Ok(Plan::Replied);
     }
-    let names = &context.args[2..];
+    let names = names(context)?;
     reply.array(names.len());
     for name in names {
         match named(name) {
@@ -60,6 +60,17 @@ fn info(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error>
         }
     }
     Ok(Plan::Replied)
+}
+
+/// The maximum number of names in a call, which limits the reply.
+const NAMES_MAX: usize = 1_024;
+
+/// Returns the names of commands in a call.
+fn names<'a>(context: &Context<'a>) -> Result<&'a [&'a [u8]], Error> {
+    match &context.args[2..] {
+        names if names.len() <= NAMES_MAX => Ok(names),
+        _ => Err(Error::Stated("ERR COMMAND takes at most 1,024 names in this store")),
+    }
 }
 
 /// Returns the command, or the subcommand in the form `command|name`.
@@ -156,7 +167,7 @@ fn count(_: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn docs(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let commands: Vec<&Command> = match &context.args[2..] {
+    let commands: Vec<&Command> = match names(context)? {
         [] => all().collect(),
         names => names.iter().filter_map(|name| named(name)).collect(),
     };

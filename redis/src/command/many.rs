@@ -223,6 +223,10 @@ mod tests {
         let args: [&[u8]; 10] =
             [b"mget", b"a", b"short", b"b", b"absent", b"c", b"d", b"e", b"f", b"short"];
         let reply = door.run(&args);
+        // A request for each value that is still missing is in flight, so a later command of the connection that writes
+        // it waits.
+        let counts: Vec<usize> = door.steps.iter().map(Vec::len).collect();
+        assert_eq!(counts, [9, 6, 2]);
         let mut expected = b"*9\r\n".to_vec();
         for arg in &args[1..] {
             expected.extend(door.run(&[b"get", arg]));

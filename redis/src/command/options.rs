@@ -50,14 +50,14 @@ impl Unit {
     }
 }
 
-/// The options of SET and GETEX.
+/// The options of SET.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options<'a> {
     /// The condition, if there is one.
     pub(super) condition: Option<Precondition<'a>>,
     /// True if the reply is the old value.
     pub(super) returns_old: bool,
-    /// The new deadline, if an option names one: KEEPTTL is [`Expiry::Keep`], and PERSIST [`Expiry::Never`].
+    /// The new deadline, if an option names one: KEEPTTL is [`Expiry::Keep`].
     pub(super) expiry: Option<Expiry>,
 }
 
@@ -95,11 +95,12 @@ impl<'a> Options<'a> {
             }
             at += 1;
         }
-        options.finish(deadline, context, "set")
+        Ok(Options { expiry: expiry(deadline, context, "set")?, ..options })
     }
 
-    /// Reads the options of GETEX, from the third argument on.
-    pub(super) fn of_getex(context: &Context<'a>) -> Result<Options<'a>, Error> {
+    /// Reads the options of GETEX, from the third argument on. The inner result is the new deadline if there is one, or
+    /// the error about its time, which Redis reports only if the key exists.
+    pub(super) fn of_getex(context: &Context<'a>) -> Result<Result<Option<Expiry>, Error>, Error> {
         let args = &context.args[2..];
         let (mut deadline, mut at) = (None, 0);
         while let Some(&option) = args.get(at) {
@@ -111,23 +112,22 @@ impl<'a> Options<'a> {
             }
             at += 1;
         }
-        Options::default().finish(deadline, context, "getex")
+        Ok(expiry(deadline, context, "getex"))
     }
+}
 
-    fn finish(
-        self,
-        deadline: Option<Deadline<'_>>,
-        context: &Context<'_>,
-        command: &str,
-    ) -> Result<Options<'a>, Error> {
-        let expiry = match deadline {
-            None => None,
-            Some(Deadline::Keep) => Some(Expiry::Keep),
-            Some(Deadline::Persist) => Some(Expiry::Never),
-            Some(Deadline::Time(unit, text)) => Some(unit.parse(text, context.wall(), command)?),
-        };
-        Ok(Options { expiry, ..self })
-    }
+/// Returns the deadline that an option means.
+fn expiry(
+    deadline: Option<Deadline<'_>>,
+    context: &Context<'_>,
+    command: &str,
+) -> Result<Option<Expiry>, Error> {
+    Ok(match deadline {
+        None => None,
+        Some(Deadline::Keep) => Some(Expiry::Keep),
+        Some(Deadline::Persist) => Some(Expiry::Never),
+        Some(Deadline::Time(unit, text)) => Some(unit.parse(text, context.wall(), command)?),
+    })
 }
 
 fn is(option: &[u8], word: &str) -> bool {

@@ -201,7 +201,7 @@ fn doctor(_: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn graph(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let event = String::from_utf8_lossy(context.args[2]);
+    let event = error::shown(context.args[2]);
     Err(Error::Text(format!("ERR No samples available for event '{event}'")))
 }
 

@@ -1,6 +1,6 @@
 //! Strings: values as such.
 
-use kv_protocol::client_message::Condition;
+use kv_protocol::client_message::{Condition, Part};
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use kv_protocol::update::{Action, Expiry, Precondition, Update};
 
@@ -98,13 +98,22 @@ fn set(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
         }
         update => Ask::try_update(&key, &[update])?,
     };
-    Ok(Plan::one(ask, if returns_old { value } else { ok_or_null }))
+    Ok(match returns_old {
+        true => Plan::one(ask, value),
+        false => Plan::one(ask, ok_or_null),
+    })
 }
 
 fn getex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     let key = context.key(1)?;
-    let Some(expiry) = Options::of_getex(context)?.expiry else {
-        return Ok(Plan::one(Ask::get(&key), value));
+    let expiry = match Options::of_getex(context)? {
+        Ok(Some(expiry)) => expiry,
+        Ok(None) => return Ok(Plan::one(Ask::get(&key), value)),
+        Err(error) => {
+            return Ok(Plan::one(Ask::part(&key, Part::new(0, 0)), |answer, reply| {
+                if answer.is_done() { Err(error) } else { value(answer, reply) }
+            }));
+        }
     };
     let condition = match expiry {
         Expiry::Never => Precondition::HasDeadline,
@@ -126,9 +135,11 @@ fn getset(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn setnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let update =
-        Update { condition: Precondition::Absent, ..Update::new(Action::Put(context.args[2])) };
-    Ok(Plan::one(Ask::try_update(&context.key(1)?, &[update])?, is_done))
+    let (key, new) = (context.key(1)?, context.args[2]);
+    if new.len() > MAX_VALUE_BYTES {
+        return Err(error::TOO_LONG);
+    }
+    Ok(Plan::one(Ask::put(&key, new, Condition::IfAbsent), is_done))
 }
 
 fn setex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
@@ -206,7 +217,10 @@ mod tests {
             ("set k v px 9223372036854775807", "-ERR invalid expire time in 'set' command"),
             ("getex k keepttl", syntax),
             ("getex k ex 1 persist", syntax),
+            ("getex k ex -1", "$-1"),
+            ("set k v", "+OK"),
             ("getex k ex -1", "-ERR invalid expire time in 'getex' command"),
+            ("del k", ":1"),
             ("setex k x v", integer),
             ("setex k 0 v", "-ERR invalid expire time in 'setex' command"),
             ("psetex k -1 v", "-ERR invalid expire time in 'psetex' command"),
