@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A command is an array of bulk strings, or a line of words (`inline`). The bytes of a command may arrive in any parts.
-//! The parser is called with all bytes of the command so far, and continues where it stopped, so each byte of a line is
-//! examined at most three times, and the bytes of a bulk string never. The arguments of an array are ranges of the received
-//! bytes. The arguments of a line are decoded into a buffer of the parser.
+//! The parser is called with all bytes of the command so far, and continues where it stopped. So each byte of a line is
+//! examined at most three times, and the bytes of a bulk string never. The arguments of an array are ranges of the
+//! received bytes. The arguments of a line are decoded into a buffer of the parser.
 //!
 //! As in Redis, the line end after a bulk string and the second byte of the line end after a number are not checked.
 //! Two differences from Redis: an array has at most [`MAX_ARGS`] elements, as in Redis 6, and zero bytes have no meaning

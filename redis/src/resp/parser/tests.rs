@@ -361,6 +361,9 @@ fn a_command_longer_than_the_limit_is_an_error_as_soon_as_it_is_known() {
     connection.events.clear();
     connection.receive(&bytes[bytes.len() - 66..]);
     assert_eq!(connection.events, [Event::Error(error)]);
+    let mut connection = Connection::new(bytes.len() - 1);
+    connection.receive(&bytes);
+    assert_eq!(connection.events, [Event::Error(error)], "all bytes arrive at once");
 }
 
 #[test]
