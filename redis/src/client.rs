@@ -104,6 +104,9 @@ pub trait Server {
 
     /// Returns the facts that CONFIG GET and others show.
     fn facts(&self) -> Facts;
+
+    /// Returns the load, which INFO shows.
+    fn load(&self) -> Load;
 }
 
 /// The facts of a server that commands show.
@@ -119,6 +122,23 @@ pub struct Facts {
     pub port: u16,
     /// The time when the process began.
     pub started: WallTime,
+}
+
+/// The load of the shard that serves a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// The number of its client connections.
+    pub connections: usize,
+    /// The memory that its tables have taken from the system, in bytes.
+    pub memory: u64,
+    /// The number of commands and requests so far.
+    pub commands: u64,
+    /// The number of entries that have expired.
+    pub expired: u64,
+    /// The number of entries that were removed to make room.
+    pub evicted: u64,
+    /// The number of rejected frames and connections.
+    pub rejected: u64,
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod connection;
 mod counters;
 mod expiry;
 mod flush;
+mod info;
 mod introspection;
 mod keys;
 mod lcs;
@@ -51,6 +52,7 @@ const FAMILIES: &[&[Command]] = &[
     connection::COMMANDS,
     clients::COMMANDS,
     server::COMMANDS,
+    info::COMMANDS,
     config::COMMANDS,
     introspection::COMMANDS,
 ];

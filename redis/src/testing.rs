@@ -17,7 +17,7 @@ use kv_protocol::update::{Action, Precondition, Update, Updates};
 
 use crate::answer::Answer;
 use crate::ask::Ask;
-use crate::client::{Client, Facts, Server};
+use crate::client::{Client, Facts, Load, Server};
 use crate::command::{Context, perform};
 use crate::plan::Plan;
 use crate::resp::Reply;
@@ -218,6 +218,10 @@ impl Server for Store {
     fn random(&self) -> u64 {
         let mixed = (self.random ^ (self.random >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed ^ (mixed >> 29)
+    }
+
+    fn load(&self) -> Load {
+        Load { memory: 5_000, ..Load::default() }
     }
 
     fn facts(&self) -> Facts {

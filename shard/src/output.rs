@@ -114,6 +114,11 @@ impl Outputs {
         self.connections.get_mut(id)
     }
 
+    /// Returns the number of open connections of clients.
+    pub(crate) fn clients(&self) -> usize {
+        self.connections.values().filter(|output| output.is_counted).count()
+    }
+
     /// Returns the memory budget of the process.
     pub(crate) fn memory(&self) -> &ConnectionMemory {
         self.tally.memory()

@@ -54,13 +54,18 @@ const FIXED: [&str; 3] = ["cluster-enabled", "databases", "port"];
 /// The number of steps in which names are compared with the patterns of a call.
 const STEPS: Steps = Steps(1_000_000);
 
-/// Returns the parameters.
-fn parameters(facts: &Facts) -> [(&'static str, String); COUNT] {
-    let policy = match facts.eviction {
+/// Returns the name that Redis has for a policy.
+pub(super) fn policy(eviction: Eviction) -> &'static str {
+    match eviction {
         Eviction::None => "noeviction",
         Eviction::Lfu => "allkeys-lfu",
         Eviction::Ttl => "volatile-ttl",
-    };
+    }
+}
+
+/// Returns the parameters.
+fn parameters(facts: &Facts) -> [(&'static str, String); COUNT] {
+    let policy = policy(facts.eviction);
     [
         ("appendonly", "no".to_owned()),
         ("cluster-enabled", "no".to_owned()),

@@ -93,7 +93,8 @@ fn write_section(
         text.push_str("\r\n");
     }
     let _ = write!(text, "# {title}\r\n");
-    let zero = |text: &mut String, names: &[&str]| names.iter().for_each(|name| line(text, name, 0));
+    let zero =
+        |text: &mut String, names: &[&str]| names.iter().for_each(|name| line(text, name, 0));
     match section {
         "server" => {
             line(text, "redis_version", REDIS_VERSION);

@@ -209,7 +209,8 @@ impl RedisConnection {
                 let text = String::from_utf8_lossy(&error.text()).into_owned();
                 service.count_refused(now, "Redis command", &text);
                 self.is_ending = true;
-                (bytes.len(), Err(Error::Text(text)))
+                reply.writer().protocol_error(error);
+                (bytes.len(), Ok(Plan::Replied))
             }
         };
         match self.step_of(plan, reply) {

@@ -3,7 +3,7 @@
 use kv_protocol::ids::{ClusterId, Time, WallTime};
 use kv_protocol::limits::MAX_CLIENT_CONNECTIONS;
 use kv_protocol::placement::Placement;
-use kv_redis::client::{Facts, Server};
+use kv_redis::client::{Facts, Load, Server};
 
 use crate::service::Service;
 
@@ -28,6 +28,18 @@ impl Server for Host<'_> {
 
     fn random(&self) -> u64 {
         self.service.gateway.random(self.service.hash_secret)
+    }
+
+    fn load(&self) -> Load {
+        let counters = self.service.counters();
+        Load {
+            connections: self.service.outputs.clients(),
+            memory: self.service.replicas().map(|replica| replica.reserved_bytes()).sum(),
+            commands: counters.requests,
+            expired: counters.removals.expired,
+            evicted: counters.removals.evicted,
+            rejected: counters.refused,
+        }
     }
 
     fn facts(&self) -> Facts {
