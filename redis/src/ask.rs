@@ -1,7 +1,7 @@
 //! A request to the store, as a frame of the native protocol without the fields that its sender sets.
 
 use kv_protocol::client_message::{
-    Condition, Operation, Part, REQUEST_FIXED_BYTES, Request, Scan, WriteHeader,
+    Condition, Operation, Part, REQUEST_FIXED_BYTES, REQUEST_HEAD_BYTES, Request, Scan, WriteHeader,
 };
 use kv_protocol::frame::HEADER_BYTES;
 use kv_protocol::ids::{GroupId, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
@@ -48,7 +48,7 @@ impl Ask {
     /// Creates an UPDATE. All keys must be of one shard. The updates must be valid ([`Update::validate`]), and at most
     /// [`MAX_UPDATES`](kv_protocol::limits::MAX_UPDATES).
     pub fn update(key: &[u8], updates: &[Update<'_>]) -> Ask {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(updates.iter().map(Update::wire_bytes).sum());
         updates.iter().for_each(|update| update.write(&mut bytes));
         let updates = Updates::read(&bytes).expect("the updates were encoded here");
         Ask::of(key, Digest::of(key), Operation::Update(unset(Condition::Always), updates))
@@ -84,7 +84,12 @@ impl Ask {
 
     fn of(key: &[u8], digest: Digest, operation: Operation<'_>) -> Ask {
         let request = Request { id: RequestId(0), view: ViewVersion(0), digest, key, operation };
-        let mut frame = Vec::new();
+        let value = match operation {
+            Operation::Put(_, value) => value.len(),
+            Operation::Update(_, updates) => updates.bytes().len(),
+            _ => 0,
+        };
+        let mut frame = Vec::with_capacity(REQUEST_HEAD_BYTES + key.len() + value);
         request.write(&mut frame);
         Ask { frame }
     }

@@ -1,12 +1,13 @@
-//! The table of all commands, in the order of their names.
+//! The table of all commands, in the order of their names, and its index.
 //!
-//! A lookup compares numbers: the first 16 bytes of a name in lower case, the first byte highest. The table is sorted
-//! when the program is compiled.
+//! ```text
+//!   name -> 16 bytes -> hash -> slot, slot + 1, ...     the first one with this name, or none before an empty one
+//! ```
+//!
+//! Both are made when the program is compiled.
 
 use super::{Command, FAMILIES};
 
-/// The number of bytes of a name that are compared first.
-const PREFIX: usize = 16;
 const COUNT: usize = {
     let (mut count, mut family) = (0, 0);
     while family < FAMILIES.len() {
@@ -18,16 +19,43 @@ const COUNT: usize = {
 
 /// The commands in the order of their names.
 static COMMANDS: [&Command; COUNT] = SORTED;
-/// The first bytes of their names.
-static PREFIXES: [u128; COUNT] = {
-    let (mut prefixes, mut at) = ([0; COUNT], 0);
+
+/// The number of slots of the index, at least twice that of commands.
+const SLOTS: usize = 512;
+/// An empty slot.
+const EMPTY: u8 = u8::MAX;
+const _: () = assert!(2 * COUNT <= SLOTS && COUNT < EMPTY as usize, "the index is too small");
+
+/// The index of a command for each slot.
+static INDEX: [u8; SLOTS] = {
+    let (mut index, mut at) = ([EMPTY; SLOTS], 0);
     while at < COUNT {
-        prefixes[at] = prefix(SORTED[at].name.as_bytes());
-        assert!(at == 0 || prefixes[at - 1] < prefixes[at], "two commands have the same prefix");
+        let mut slot = slot(SORTED[at].name.as_bytes());
+        while index[slot] != EMPTY {
+            slot = (slot + 1) % SLOTS;
+        }
+        #[allow(clippy::cast_possible_truncation)] // Less than `EMPTY`.
+        {
+            index[slot] = at as u8;
+        }
         at += 1;
     }
-    prefixes
+    index
 };
+
+/// Returns the first slot of a name in any case: a multiplicative hash of its first 16 bytes. Letters differ from those
+/// of the other case in one bit.
+#[allow(clippy::cast_possible_truncation)] // The result is less than `SLOTS`.
+const fn slot(name: &[u8]) -> usize {
+    let (mut halves, mut at) = ([0u64; 2], 0);
+    while at < 16 && at < name.len() {
+        halves[at / 8] = halves[at / 8] << 8 | (name[at] | 0x20) as u64;
+        at += 1;
+    }
+    let mixed = halves[0].wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ halves[1];
+    let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (mixed >> (u64::BITS - SLOTS.trailing_zeros())) as usize
+}
 
 const SORTED: [&Command; COUNT] = {
     let mut sorted = [&FAMILIES[0][0]; COUNT];
@@ -36,9 +64,8 @@ const SORTED: [&Command; COUNT] = {
         let mut index = 0;
         while index < FAMILIES[family].len() {
             let command = &FAMILIES[family][index];
-            let name = prefix(command.name.as_bytes());
             let mut at = count;
-            while at > 0 && prefix(sorted[at - 1].name.as_bytes()) > name {
+            while at > 0 && is_less(command.name.as_bytes(), sorted[at - 1].name.as_bytes()) {
                 sorted[at] = sorted[at - 1];
                 at -= 1;
             }
@@ -50,15 +77,16 @@ const SORTED: [&Command; COUNT] = {
     sorted
 };
 
-/// Returns the first bytes of a name in lower case, the first byte highest.
-const fn prefix(name: &[u8]) -> u128 {
-    let mut bytes = [0; PREFIX];
+/// Returns whether a name comes before another one.
+const fn is_less(name: &[u8], other: &[u8]) -> bool {
     let mut at = 0;
-    while at < PREFIX && at < name.len() {
-        bytes[at] = name[at].to_ascii_lowercase();
+    while at < name.len() && at < other.len() {
+        if name[at] != other[at] {
+            return name[at] < other[at];
+        }
         at += 1;
     }
-    u128::from_be_bytes(bytes)
+    name.len() < other.len()
 }
 
 /// Returns all commands, in the order of their names.
@@ -68,8 +96,15 @@ pub fn all() -> impl ExactSizeIterator<Item = &'static Command> {
 
 /// Returns the command with this name, in any case.
 pub fn find(name: &[u8]) -> Option<&'static Command> {
-    let command = COMMANDS[PREFIXES.binary_search(&prefix(name)).ok()?];
-    command.name.as_bytes().eq_ignore_ascii_case(name).then_some(command)
+    let mut slot = slot(name);
+    while INDEX[slot] != EMPTY {
+        let command = COMMANDS[usize::from(INDEX[slot])];
+        if command.name.as_bytes().eq_ignore_ascii_case(name) {
+            return Some(command);
+        }
+        slot = (slot + 1) % SLOTS;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -78,6 +113,7 @@ mod tests {
 
     #[test]
     fn every_command_is_found_by_its_name_in_any_case() {
+        assert!(all().map(|command| command.name).is_sorted_by(|name, next| name < next));
         assert_eq!(all().count(), FAMILIES.iter().map(|family| family.len()).sum::<usize>());
         for command in all() {
             let upper = command.name.to_ascii_uppercase();
