@@ -54,8 +54,9 @@ header: ## regenerate include/kvclient.h from ffi/
 abi: ## regenerate ffi/abi/, the record of the C ABI, from include/kvclient.h
 	scripts/abi.sh
 
-man: ## regenerate docs/man/*.1 from the output of --help
+man: ## regenerate docs/man/*.1 from the output of --help, and the table in docs/redis.md
 	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test commands manual::
+	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) -p kv-redis --test documentation
 
 install: ## install executables, C library and manual in PREFIX (default: /usr/local), below DESTDIR
 	@scripts/install.sh install

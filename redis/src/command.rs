@@ -18,6 +18,7 @@ mod clients;
 mod config;
 mod connection;
 mod counters;
+mod differences;
 mod expiry;
 mod flush;
 mod info;
@@ -35,6 +36,7 @@ mod subcommands;
 mod table;
 mod transactions;
 
+pub use differences::{DIFFERENCES, differences};
 pub use table::{all, find};
 
 /// The families, in the order of the documentation.
