@@ -15,8 +15,9 @@ use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, WallTime};
 use kv_protocol::key::Nonce;
 use kv_protocol::view::View;
-use kv_shard::{DialTarget, 
-    ConnectionMemory, EventKind, HelloBounds, Identity, InstallRefused, Port, Service, Shard, turn,
+use kv_shard::{
+    ConnectionMemory, DialTarget, EventKind, HelloBounds, Identity, InstallRefused, Port, Service,
+    Shard, turn,
 };
 
 use super::engine::{Engine, Turn, WORK_A_WAKE};

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
-use kv_shard::{DialTarget, ConnectionTable, LogLimit, Port};
+use kv_shard::{ConnectionTable, DialTarget, LogLimit, Port};
 
 use crate::admission::Permit;
 
