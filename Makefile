@@ -54,8 +54,9 @@ header: ## regenerate include/kvclient.h from ffi/
 abi: ## regenerate ffi/abi/, the record of the C ABI, from include/kvclient.h
 	scripts/abi.sh
 
-man: ## regenerate docs/man/*.1 from the output of --help
+man: ## regenerate docs/man/*.1 from the output of --help, and the table in docs/redis.md
 	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test commands manual::
+	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) -p kv-redis --test documentation
 
 install: ## install executables, C library and manual in PREFIX (default: /usr/local), below DESTDIR
 	@scripts/install.sh install
@@ -81,14 +82,18 @@ profile: ## profile a server with GET and PUT, and count instructions per operat
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	@scripts/profile.sh
 
-sim: ## compare number texts and evictions with Redis, and updates with a model, then simulate fixed seeds, and new ones for 10 minutes
+sim: ## compare number texts, evictions and commands with Redis, updates with a model, and the parser of Redis commands with another one, then simulate fixed seeds, and new ones for 10 minutes
 	@scripts/setup.sh sim
 # 100,000 additions of random texts. Without --nocapture, cargo would hide the seed and the counts.
 	$(CARGO) test $(LOCKED) -p kv-core --test number_differential -- --ignored --nocapture
 # Two million accesses of a cache, for the hit ratio of evictions.
 	$(CARGO) test $(LOCKED) -p kv-core --test eviction_hit_ratio -- --ignored --nocapture
+# 200,000 commands of Redis clients.
+	$(CARGO) test $(LOCKED) -p kv-redis --lib differential -- --ignored --nocapture
 # A million sequences of random updates.
 	$(CARGO) test $(LOCKED) -p kv-core --lib update::tests -- --ignored --nocapture
+# Ten million inputs of the parser of Redis commands.
+	$(CARGO) test $(LOCKED) -p kv-redis --test parser_oracle -- --ignored --nocapture
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough
 
 sim-mutations: ## list the rules whose omission the simulator does not detect (takes long)

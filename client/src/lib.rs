@@ -41,6 +41,7 @@ mod engine;
 mod error;
 mod events;
 mod free_list;
+mod fresh_ids;
 mod inherited;
 mod interrupt;
 mod landing;
@@ -53,7 +54,7 @@ mod poller;
 mod route_cache;
 mod router;
 mod scan;
-mod session;
+
 mod shared;
 mod statistics;
 mod table;

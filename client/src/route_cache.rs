@@ -6,8 +6,8 @@
 //! ```
 
 use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
+use kv_protocol::session::Session;
 
-use crate::session::Session;
 use crate::waiting::Waiting;
 
 /// The client's state for one place; see the module documentation.

@@ -40,6 +40,7 @@ pub mod peer_message;
 pub mod placement;
 pub mod request_hash;
 pub mod scan_token;
+pub mod session;
 pub mod size;
 pub mod status;
 pub mod update;

@@ -88,7 +88,7 @@ impl Pair {
         primary.service.install(NOW, view, Some(address)).unwrap();
         secondary.service.install(NOW, view, None).unwrap();
         assert_eq!(primary.due_dials(NOW).len(), 1);
-        let dialled = primary.open_stream(NOW, GroupId(0));
+        let dialled = primary.open_dialled(NOW, GroupId(0));
         let accepted = secondary.adopt(NOW, Port::Servers, &[]);
         let mut hello = Vec::new();
         Hello::new(CLUSTER, ClientId(7), ShardId(0)).write(&mut hello);

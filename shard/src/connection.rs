@@ -17,8 +17,7 @@ use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
-    Hello, Operation, Question, Refusal, Request, Response, Status, Welcome,
-    opcode as client_opcode,
+    Hello, Question, Refusal, Request, Response, Status, Welcome, opcode as client_opcode,
 };
 use kv_protocol::error::FrameError;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
@@ -50,12 +49,7 @@ const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
 const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 
 /// The amount of work after which the further requests of a connection are postponed, so that a turn ends in time.
-const WORK_AT_ONCE: u32 = 16;
-/// The work for a page of a scan. Each unit is up to 100 µs. The work for an addition of a floating-point number is one
-/// unit. The work for any other request is limited by its length, except for the bytes that updates make.
-const WORK_OF_SCAN: u32 = 4;
-/// The number of bytes that an update makes with one unit of work.
-const BYTES_OF_WORK: usize = 64 << 10;
+pub(crate) const WORK_AT_ONCE: u32 = 16;
 
 /// The input side of a client's connection; its output is in the [`Service`].
 #[derive(Debug)]
@@ -512,14 +506,7 @@ impl Session {
         }
         self.errors_in_a_row = 0;
         service.handle_request(now, self.id, (client, self.from), hashed);
-        self.work += match request.operation {
-            Operation::Scan(_) => WORK_OF_SCAN,
-            Operation::Update(_, updates) => {
-                let made = service.take_updated_bytes() / BYTES_OF_WORK;
-                u32::from(updates.floats()).saturating_add(u32::try_from(made).unwrap_or(u32::MAX))
-            }
-            _ => 0,
-        };
+        self.work += service.work_of(request);
         Next::Frame
     }
 

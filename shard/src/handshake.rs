@@ -74,6 +74,11 @@ impl Handshake {
     /// rejects it.
     pub(crate) fn handle_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
+        if self.port == Port::Clients && is_redis(&self.received) {
+            // Any shard serves any key of a Redis client.
+            self.wanted = Some(here);
+            return;
+        }
         self.wanted = match wanted_shard(self.port, &self.received) {
             Wanted::Unknown => None,
             Wanted::Shard(shard) if shard.0 < shards => Some(shard),
@@ -95,6 +100,14 @@ impl Handshake {
     pub(crate) fn take_received(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.received)
     }
+}
+
+/// Returns whether the first bytes of a client's connection are of the Redis protocol. A command begins with an asterisk, a
+/// letter or a line end. The first byte of a HELLO is the low byte of its length, and none of these.
+pub(crate) fn is_redis(received: &[u8]) -> bool {
+    received.first().is_some_and(|first| {
+        *first == b'*' || first.is_ascii_alphabetic() || matches!(first, b'\r' | b'\n')
+    })
 }
 
 enum Wanted {

@@ -5,17 +5,22 @@ use kv_protocol::ids::Time;
 use crate::connection::Connection;
 use crate::handshake::Handshake;
 use crate::peer::Peer;
+use crate::redis::connection::RedisConnection;
+use crate::redis::link::Link;
 use crate::service::Service;
 
 /// The input side of one connection.
-#[derive(Debug)]
 pub(crate) enum Input {
     /// An accepted connection that has not yet named the shard that it requests.
     Handshake(Handshake),
     /// A client's connection.
     Client(Connection),
+    /// A Redis client's connection.
+    Redis(Box<RedisConnection>),
     /// A stream to or from another server.
     Peer(Peer),
+    /// A connection to another shard, for the requests of Redis clients.
+    Link(Link),
 }
 
 impl Input {
@@ -27,7 +32,9 @@ impl Input {
                 handshake.handle_bytes(received, identity.shard, identity.placement.shards());
             }
             Input::Client(connection) => connection.handle_bytes(now, service, received),
+            Input::Redis(connection) => connection.handle_bytes(now, service, received),
             Input::Peer(peer) => peer.handle_bytes(now, service, received),
+            Input::Link(link) => link.handle_bytes(now, service, received),
         }
     }
 
@@ -35,7 +42,7 @@ impl Input {
     pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
         match self {
             Input::Client(connection) => connection.lend_input(least),
-            Input::Handshake(_) | Input::Peer(_) => None,
+            Input::Handshake(_) | Input::Redis(_) | Input::Peer(_) | Input::Link(_) => None,
         }
     }
 
@@ -56,7 +63,7 @@ impl Input {
     pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
         match self {
             Input::Client(connection) => connection.still_waits(now, service),
-            Input::Handshake(_) | Input::Peer(_) => false,
+            Input::Handshake(_) | Input::Redis(_) | Input::Peer(_) | Input::Link(_) => false,
         }
     }
 
@@ -71,14 +78,18 @@ impl Input {
         match self {
             Input::Handshake(_) => {}
             Input::Client(connection) => connection.handle_closed(service),
+            Input::Redis(connection) => connection.handle_closed(service),
             Input::Peer(peer) => peer.handle_closed(now, service),
+            Input::Link(link) => link.handle_closed(now, service),
         }
     }
 
     /// Continues with frames that were held back while the output was full.
     pub(crate) fn handle_output_drained(&mut self, now: Time, service: &mut Service) {
-        if let Input::Client(connection) = self {
-            connection.handle_output_drained(now, service);
+        match self {
+            Input::Client(connection) => connection.handle_output_drained(now, service),
+            Input::Redis(connection) => connection.go_on(now, service),
+            Input::Handshake(_) | Input::Peer(_) | Input::Link(_) => {}
         }
     }
 
@@ -87,7 +98,8 @@ impl Input {
         match self {
             Input::Handshake(handshake) => handshake.wanted().is_none(),
             Input::Client(connection) => connection.wants_input(service),
-            Input::Peer(_) => true,
+            Input::Redis(connection) => connection.wants_input(service),
+            Input::Peer(_) | Input::Link(_) => true,
         }
     }
 
@@ -96,7 +108,9 @@ impl Input {
         match self {
             Input::Handshake(handshake) => Some(handshake.deadline()),
             Input::Client(connection) => connection.deadline(service),
+            Input::Redis(_) => None,
             Input::Peer(peer) => peer.deadline(),
+            Input::Link(link) => link.deadline(),
         }
     }
 
@@ -105,7 +119,7 @@ impl Input {
     pub(crate) fn is_stranger(&self) -> bool {
         match self {
             Input::Handshake(_) => true,
-            Input::Client(_) => false,
+            Input::Client(_) | Input::Redis(_) | Input::Link(_) => false,
             Input::Peer(peer) => peer.is_stranger(),
         }
     }
@@ -113,6 +127,6 @@ impl Input {
     /// Returns whether responses are still sent after the end of input. If the end of input truncates a frame, the
     /// frame is dropped and no part of it is applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
-        matches!(self, Input::Client(_))
+        matches!(self, Input::Client(_) | Input::Redis(_))
     }
 }

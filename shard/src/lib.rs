@@ -9,7 +9,7 @@
 //!   inputs
 //!     accepted a socket        ->   open_accepted, set_address
 //!     got a socket handed over ->   adopt, set_address, handle_bytes
-//!     dialled a server         ->   open_stream; if that failed, service.handle_dial_failed
+//!     dialled a server         ->   open_dialled; if that failed, handle_dial_failed
 //!     received bytes, an end   ->   handle_bytes (or lend_input, take_input_back), handle_end_of_input
 //!     a socket has failed      ->   handle_failure
 //!     an order                 ->   service.install, handle_exited, drain, begin_flush, freeze, load, set_map
@@ -44,6 +44,7 @@
 //!     input          the input side of a connection, one of:
 //!       connection   a client's
 //!       peer         a stream between two servers
+//!       redis        a client's connection that speaks Redis, and its requests to other shards
 //!     output         the output side of all connections
 //!   turn             the order and the bounds of an engine's work
 //!   service          the replicas of a shard, as a service to its connections
@@ -58,6 +59,7 @@ mod address;
 mod connection;
 mod connection_memory;
 mod connection_table;
+mod dial;
 mod event;
 mod handshake;
 mod input;
@@ -65,6 +67,7 @@ mod load;
 mod log_limit;
 mod output;
 mod peer;
+mod redis;
 mod service;
 mod shard;
 #[cfg(test)]
@@ -74,6 +77,7 @@ pub mod turn;
 pub use address::Address;
 pub use connection_memory::ConnectionMemory;
 pub use connection_table::ConnectionTable;
+pub use dial::{DialTarget, LinkId};
 pub use event::{Event, EventKind};
 pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
 pub use load::{DumpedEntries, LoadPiece};

@@ -91,6 +91,15 @@ impl Outputs {
         id
     }
 
+    /// Creates the output whose bytes the shard itself reads.
+    pub(crate) fn open_loopback(&mut self, now: Time) -> ConnectionId {
+        let id = self.open(now);
+        if let Some(output) = self.get(id) {
+            output.is_loopback = true;
+        }
+        id
+    }
+
     /// Removes a connection's output; unsent bytes are dropped.
     pub(crate) fn close(&mut self, id: ConnectionId) {
         if let Some(output) = self.connections.remove(id) {
@@ -103,6 +112,16 @@ impl Outputs {
     /// Returns a connection's output; `None` after its close.
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Output> {
         self.connections.get_mut(id)
+    }
+
+    /// Returns the number of open connections of clients.
+    pub(crate) fn clients(&self) -> usize {
+        self.connections.values().filter(|output| output.is_counted).count()
+    }
+
+    /// Returns the memory budget of the process.
+    pub(crate) fn memory(&self) -> &ConnectionMemory {
+        self.tally.memory()
     }
 
     /// Returns the tally of the memory of this shard's connections, without long frames.
@@ -335,6 +354,13 @@ impl Outputs {
         self.recount(id);
     }
 
+    /// Takes an empty buffer from the free list, or creates one.
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        let buffer = self.free_list.pop().unwrap_or_default();
+        self.free_bytes -= buffer.capacity();
+        buffer
+    }
+
     /// Puts a buffer on the free list, or frees it if the list is full.
     pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
@@ -352,6 +378,7 @@ impl Outputs {
     pub(crate) fn mark_dirty(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id)
             && !output.is_dirty
+            && !output.is_loopback
         {
             output.is_dirty = true;
             let queue = if output.is_stream { &mut self.dirty_streams } else { &mut self.dirty };

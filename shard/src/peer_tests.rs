@@ -209,7 +209,7 @@ fn an_acceptor_without_the_key_gets_no_hello_and_its_newer_view_does_not_count()
     for bytes in [refusal, proof] {
         let mut pair = Pair::joined();
         pair.primary.close(NOW, pair.dialled);
-        let id = pair.primary.open_stream(NOW, GROUP);
+        let id = pair.primary.open_dialled(NOW, GROUP);
         let said = take_output(&mut pair.primary, id);
         let frame = split_frame(&said, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
         assert_eq!((frame.opcode, frame.consumed), (key_opcode::CHALLENGE, said.len()));

@@ -46,6 +46,7 @@ use crate::event::{Event, EventKind};
 use crate::load::LoadPiece;
 use crate::log_limit::LogLimit;
 use crate::output::{Outputs, PinnedValue};
+use crate::redis::gateway::Gateway;
 
 mod inspect;
 mod long_values;
@@ -60,6 +61,11 @@ pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 /// at most these bytes, one batch, and the bytes that the kernel buffers for the stream (`UNSENT_BYTES` in
 /// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
+/// The work for a page of a scan. Each unit is up to 100 µs. The work for an addition of a floating-point number is one
+/// unit. The work for any other request is limited by its length, except for the bytes that updates make.
+const WORK_OF_SCAN: u32 = 4;
+/// The number of bytes that an update makes with one unit of work.
+const BYTES_OF_WORK: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again. It doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
@@ -149,10 +155,12 @@ pub struct Service {
     pub identity: Identity,
     pub(crate) outputs: Outputs,
     /// The newest map that this server has, for clients that cannot reach the coordinator.
-    map: Option<Arc<Map>>,
+    pub(crate) map: Option<Arc<Map>>,
+    /// The requests of Redis clients.
+    pub(crate) gateway: Gateway,
     nonces: Nonces,
     /// The secret of the hash functions of the tables.
-    hash_secret: HashSecret,
+    pub(crate) hash_secret: HashSecret,
     events: Vec<Event>,
     /// The memory limit per table that was applied last.
     table_limit: Option<u64>,
@@ -169,6 +177,8 @@ pub struct Service {
     /// True if state that other threads read has changed.
     has_news: bool,
     was_drained: bool,
+    /// The first reading of the wall clock.
+    started: Option<WallTime>,
 }
 
 /// A replica and its stream.
@@ -246,6 +256,7 @@ impl Service {
             identity,
             outputs: Outputs::new(connection_memory),
             map: None,
+            gateway: Gateway::default(),
             nonces,
             hash_secret,
             events: Vec::new(),
@@ -259,6 +270,7 @@ impl Service {
             new_sessions: NewSessions::default(),
             has_news: false,
             was_drained: false,
+            started: None,
         }
     }
 
@@ -273,6 +285,11 @@ impl Service {
     /// Returns the replica of a group, if this server has one.
     pub fn replica(&self, group: GroupId) -> Option<&Replica> {
         self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+    }
+
+    /// Returns the replica of a group, if this server has one.
+    pub(crate) fn replica_mut(&mut self, group: GroupId) -> Option<&mut Replica> {
+        self.hosted(group).map(|hosted| &mut hosted.replica)
     }
 
     /// Returns the replicas, first that of the server's own group.
@@ -368,9 +385,16 @@ impl Service {
         }
     }
 
-    /// Returns the number of bytes of changes and response that the last UPDATE has made.
-    pub(crate) fn take_updated_bytes(&mut self) -> usize {
-        std::mem::take(&mut self.updated_bytes)
+    /// Returns the work for a request that was just passed to a replica.
+    pub(crate) fn work_of(&mut self, request: &Request<'_>) -> u32 {
+        match request.operation {
+            Operation::Scan(_) => WORK_OF_SCAN,
+            Operation::Update(_, updates) => {
+                let made = std::mem::take(&mut self.updated_bytes) / BYTES_OF_WORK;
+                u32::from(updates.floats()).saturating_add(u32::try_from(made).unwrap_or(u32::MAX))
+            }
+            _ => 0,
+        }
     }
 
     /// Appends an error response for a request that reaches no replica.
@@ -398,6 +422,7 @@ impl Service {
     /// Sets the newest map that this server has.
     pub fn set_map(&mut self, map: Arc<Map>) {
         self.map = Some(map);
+        self.note_new_views();
     }
 
     /// Responds to a MAP with the newest map that this server has.
@@ -425,6 +450,12 @@ impl Service {
             }
         }
         Some(map)
+    }
+
+    /// Counts a command of a Redis client.
+    pub(crate) fn count_command(&mut self) {
+        self.counters.requests += 1;
+        self.gateway.count_command();
     }
 
     /// Counts a rejected frame or connection, and reports it within the rate limit.
@@ -650,8 +681,7 @@ impl Service {
         }
     }
 
-    /// Returns the streams to dial now. The engine reports each result with [`crate::Shard::open_stream`] or
-    /// [`Service::handle_dial_failed`].
+    /// Returns the streams to dial now.
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
         let mut due = Vec::new();
@@ -683,7 +713,7 @@ impl Service {
     }
 
     /// Records that a stream could not be connected and schedules a retry.
-    pub fn handle_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
+    pub(crate) fn handle_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         if let Some(dial) = hosted.and_then(|hosted| hosted.dial.as_mut()) {
             dial.retry(now);
@@ -742,6 +772,7 @@ impl Service {
             hosted.partner = Some((view.version, address));
         }
         self.keep_streams(now);
+        self.note_new_views();
         self.has_news = true;
         Ok(())
     }
@@ -836,9 +867,26 @@ impl Service {
 
     /// Records a reading of the wall clock, taken at `now`. The driver must call it before the first request.
     pub fn note_wall(&mut self, now: Time, wall: WallTime) {
+        self.started.get_or_insert(wall);
         for hosted in &mut self.hosted {
             hosted.replica.note_wall(now, wall);
         }
+    }
+
+    /// Returns the wall time at which this shard began.
+    pub(crate) fn started(&self) -> WallTime {
+        self.started.unwrap_or_default()
+    }
+
+    /// Returns the port at which this server accepts clients, once the map has it.
+    pub(crate) fn clients_port(&self) -> Option<u16> {
+        let server = usize::from(self.identity.me.server.0);
+        Some(self.map.as_ref()?.servers.get(server)?.clients?.port())
+    }
+
+    /// Returns the wall time at `now`.
+    pub(crate) fn wall(&self, now: Time) -> WallTime {
+        self.hosted[0].replica.wall(now)
     }
 
     /// Records that the shard is scheduled ([`Replica::look`]). The caller must call it at least every 100 ms.
@@ -850,6 +898,7 @@ impl Service {
 
     /// Applies the memory limit to the tables, and performs the replicas' timed work that is due.
     pub(crate) fn handle_timeout(&mut self, now: Time) {
+        self.handle_gateway_tick(now);
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
@@ -862,7 +911,8 @@ impl Service {
 
     /// Returns when [`crate::Shard::handle_tick`] has timed work next; `None` if no replica waits for a time.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
+        let replicas = self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout());
+        replicas.chain(self.poll_gateway()).min()
     }
 
     /// Returns when [`crate::Shard::due_dials`] has a stream to dial next; `None` if no dial is due later.
@@ -871,7 +921,7 @@ impl Service {
             DialState::Due(at) => Some(at),
             DialState::Connecting | DialState::Connected => None,
         });
-        dials.min()
+        dials.chain(self.poll_link_dial()).min()
     }
 
     /// Returns the replicas' reports for the heartbeat.

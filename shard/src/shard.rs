@@ -16,9 +16,11 @@ use kv_protocol::ids::{GroupId, ShardId, Time, WallTime};
 use crate::address::Address;
 use crate::connection::Connection;
 use crate::connection_table::ConnectionTable;
-use crate::handshake::{Handshake, HelloBounds, Port};
+use crate::dial::DialTarget;
+use crate::handshake::{self, Handshake, HelloBounds, Port};
 use crate::input::Input;
 use crate::peer::Peer;
+use crate::redis::connection::RedisConnection;
 use crate::service::Service;
 
 /// The maximum number of bytes that one wake-up sends to readers of long values, one piece each in turn. The kernel
@@ -118,7 +120,7 @@ impl Shard {
     /// then [`Shard::handle_bytes`].
     pub fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, input_of(port, now, id));
+        self.put(id, input_of(port, now, id, received));
         if port == Port::Servers {
             self.bound_awaiting_hello(port, id);
         }
@@ -130,7 +132,7 @@ impl Shard {
     pub fn adopt_accepted(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_handshake(id) {
             let address = self.receiver(id).map_or(Address::UNKNOWN, |receiver| receiver.address);
-            self.put(id, input_of(port, now, id));
+            self.put(id, input_of(port, now, id, &received));
             self.set_address(id, address);
             self.handle_bytes(now, id, &received);
         }
@@ -141,13 +143,21 @@ impl Shard {
     pub fn take_handshake(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
         match self.input(id)? {
             Input::Handshake(handshake) => Some((handshake.port, handshake.take_received())),
-            Input::Client(_) | Input::Peer(_) => None,
+            Input::Client(_) | Input::Redis(_) | Input::Peer(_) | Input::Link(_) => None,
         }
     }
 
-    /// Registers a connection that was dialled for a group's stream.
-    pub fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
+    /// Registers a connection that was dialled for this target.
+    pub fn open_dialled(&mut self, now: Time, target: impl Into<DialTarget>) -> ConnectionId {
         let id = self.service.outputs.open(now);
+        let group = match target.into() {
+            DialTarget::Stream(group) => group,
+            DialTarget::Link(link) => {
+                let input = Input::Link(self.service.handle_link_dialled(now, link, id));
+                self.put(id, input);
+                return id;
+            }
+        };
         self.service.handle_dialled(now, group, id);
         let peer = Peer::dialled(now, id, group, &mut self.service);
         self.put(id, Input::Peer(peer));
@@ -159,6 +169,7 @@ impl Shard {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.apply_new_limit();
+        self.service.begin_gateway_turn();
     }
 
     /// Processes bytes received on a connection. Bytes for a closing or closed connection are discarded.
@@ -367,6 +378,17 @@ impl Shard {
         self.service.outputs.has_readers()
     }
 
+    /// Delivers the answers to the requests of Redis clients, whose connections may then begin further ones.
+    fn deliver_answers(&mut self, now: Time) {
+        while let Some(delivery) = self.service.next_delivery(now) {
+            if let Some(receiver) = self.receivers.get_mut(delivery.owner.connection)
+                && let Input::Redis(connection) = &mut receiver.input
+            {
+                connection.handle_delivery(now, &mut self.service, delivery);
+            }
+        }
+    }
+
     /// Grants available memory to waiting connections, in order.
     fn grant_memory(&mut self, now: Time) {
         while let Some(&id) = self.service.waiting_frames.front() {
@@ -398,6 +420,7 @@ impl Shard {
         self.service.outputs.set_now(now);
         self.has_stood = false;
         self.grant_memory(now);
+        self.deliver_answers(now);
         self.service.pump(now);
     }
 
@@ -498,7 +521,8 @@ impl Shard {
             .filter(|receiver| receiver.address == from)
             .filter_map(|receiver| match &receiver.input {
                 Input::Client(connection) => connection.idle(),
-                Input::Handshake(_) | Input::Peer(_) => None,
+                Input::Redis(connection) => connection.idle(),
+                Input::Handshake(_) | Input::Peer(_) | Input::Link(_) => None,
             })
             .filter_map(|id| Some((service.outputs.get(id)?.idle_since()?, id)))
             .collect();
@@ -517,9 +541,22 @@ impl Shard {
         self.service.count_refused(now, "connection", reason);
     }
 
-    /// Returns the streams to dial now.
-    pub fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
-        self.service.due_dials(now)
+    /// Returns the connections to dial now. The engine reports each result with [`Shard::open_dialled`] or
+    /// [`Shard::handle_dial_failed`].
+    pub fn due_dials(&mut self, now: Time) -> Vec<(DialTarget, SocketAddr)> {
+        let streams = self.service.due_dials(now).into_iter();
+        let mut due: Vec<(DialTarget, SocketAddr)> =
+            streams.map(|(group, address)| (group.into(), address)).collect();
+        self.service.add_due_links(now, &mut due);
+        due
+    }
+
+    /// Records that a connection could not be dialled, and schedules a retry.
+    pub fn handle_dial_failed(&mut self, now: Time, target: impl Into<DialTarget>, error: &str) {
+        match target.into() {
+            DialTarget::Stream(group) => self.service.handle_dial_failed(now, group, error),
+            DialTarget::Link(link) => self.service.handle_link_failed(now, link),
+        }
     }
 
     /// Returns everything about a group on which the behaviour of this shard depends, as text. All output must be sent
@@ -545,7 +582,7 @@ impl Shard {
     }
 
     fn put(&mut self, id: ConnectionId, input: Input) {
-        if matches!(input, Input::Client(_)) {
+        if matches!(input, Input::Client(_) | Input::Redis(_)) {
             self.service.outputs.count_memory(id);
         }
         self.receivers.insert(id, Receiver { input, address: Address::UNKNOWN });
@@ -573,8 +610,12 @@ impl Shard {
     }
 }
 
-fn input_of(port: Port, now: Time, id: ConnectionId) -> Input {
+/// Creates the input of a connection that has sent these bytes so far.
+fn input_of(port: Port, now: Time, id: ConnectionId, received: &[u8]) -> Input {
     match port {
+        Port::Clients if handshake::is_redis(received) => {
+            Input::Redis(Box::new(RedisConnection::new(id)))
+        }
         Port::Clients => Input::Client(Connection::new(now, id)),
         Port::Servers => Input::Peer(Peer::accepted(now, id)),
     }

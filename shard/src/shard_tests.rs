@@ -51,9 +51,9 @@ fn a_lost_stream_is_dialled_again_with_growing_back_off() {
     let mut now = NOW;
     let mut pauses = Vec::new();
     for _ in 0..12 {
-        assert_eq!(shard.due_dials(now), [(GROUP, address)]);
+        assert_eq!(shard.due_dials(now), [(DialTarget::Stream(GROUP), address)]);
         assert!(shard.due_dials(now).is_empty(), "dialled twice at once");
-        shard.service.handle_dial_failed(now, GROUP, "refused");
+        shard.handle_dial_failed(now, GROUP, "refused");
         let due = shard.service.poll_dial().unwrap();
         pauses.push(due.since(now));
         now = due;
@@ -85,7 +85,7 @@ fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ac
         *now = due;
         let now = *now;
         assert_eq!(pair.primary.due_dials(now).len(), 1);
-        pair.dialled = pair.primary.open_stream(now, GROUP);
+        pair.dialled = pair.primary.open_dialled(now, GROUP);
         pair.accepted = pair.secondary.adopt(now, Port::Servers, &[]);
         // The first round carries the challenge and the proof, the second one the hello and the welcome.
         for _ in 0..2 {

@@ -231,7 +231,7 @@ impl Pair {
         let address = "127.0.0.1:1".parse().unwrap();
         primary.service.install(NOW, view(), Some(address)).unwrap();
         assert_eq!(primary.due_dials(NOW).len(), 1);
-        let dialled = primary.open_stream(NOW, GROUP);
+        let dialled = primary.open_dialled(NOW, GROUP);
         let accepted = secondary.adopt(NOW, Port::Servers, &[]);
         let mut pair = Pair { primary, secondary, dialled, accepted };
         pair.exchange();
@@ -243,7 +243,7 @@ impl Pair {
     pub(crate) fn rejoin(&mut self) {
         self.primary.close(NOW, self.dialled);
         self.secondary.close(NOW, self.accepted);
-        self.dialled = self.primary.open_stream(NOW, GROUP);
+        self.dialled = self.primary.open_dialled(NOW, GROUP);
         self.accepted = self.secondary.adopt(NOW, Port::Servers, &[]);
     }
 

@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use kv_core::cluster::KillReason;
 use kv_protocol::Member;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{GroupId, OrderId};
+use kv_protocol::ids::OrderId;
+
+use kv_shard::DialTarget;
 
 use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
@@ -153,8 +155,8 @@ pub enum Target {
 pub enum Purpose {
     /// The heartbeat link of a process; the number of the attempt.
     Link(u64),
-    /// A group's stream.
-    Stream(GroupId),
+    /// A connection that a shard needs.
+    Shard(DialTarget),
     /// The coordinator's orders to this process.
     Orders(Member),
 }

@@ -12,6 +12,7 @@ use kv_protocol::escape;
 use kv_protocol::frame::{FrameBuffer, HEADER_BYTES};
 use kv_protocol::ids::{ClientId, Epoch, GroupId, MapRevision, RequestId, ShardId};
 use kv_protocol::map::MapServer;
+use kv_protocol::session::Session;
 
 use super::Engine;
 use super::counting::End;
@@ -29,7 +30,6 @@ use crate::output::Released;
 use crate::poller::Readiness;
 use crate::route_cache::Place;
 use crate::router::MapRefusal;
-use crate::session::Session;
 
 /// The longest response whose buffer an idle connection keeps.
 const MAX_KEPT_INPUT: usize = 256 << 10;

@@ -85,6 +85,11 @@ impl Upkeep {
 }
 
 impl Replica {
+    /// Returns the wall time at `now`, by the last reading of the wall clock.
+    pub fn wall(&self, now: Time) -> WallTime {
+        self.wall.at(now)
+    }
+
     /// Records a reading of the wall clock, taken at `now`. The caller must record one before the first request, and at
     /// least every 100 ms.
     pub fn note_wall(&mut self, now: Time, wall: WallTime) {

@@ -95,6 +95,8 @@ pub(crate) struct Output {
     pub(super) is_dirty: bool,
     /// True for a stream between servers.
     pub(super) is_stream: bool,
+    /// True for the output whose bytes the shard itself reads.
+    pub(super) is_loopback: bool,
     /// True while the connection is in the queue of readers.
     pub(super) is_in_line: bool,
     /// True after the socket has accepted fewer bytes than offered, until the engine has sent all of `bytes`.
@@ -337,6 +339,11 @@ impl Output {
     /// Closes the connection at once.
     pub(crate) fn kill(&mut self) {
         self.end = End::Dead;
+    }
+
+    /// Records that a command of a Redis client has its reply.
+    pub(crate) fn note_reply(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// Records that a request was passed to a replica, which responds now or later.

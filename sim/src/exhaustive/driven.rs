@@ -114,7 +114,8 @@ impl Machine for Driven {
         self.shard.finish_wake_up(now);
         self.take_responses(&mut done);
         self.take_stream_output(frames, &mut done);
-        self.is_dialling |= self.shard.due_dials(now).iter().any(|(group, _)| *group == GROUP);
+        self.is_dialling |=
+            self.shard.due_dials(now).iter().any(|(target, _)| *target == GROUP.into());
         self.take_stream_output(frames, &mut done);
         done
     }
@@ -227,10 +228,10 @@ impl Driven {
         if !std::mem::take(&mut self.is_dialling) {
             // The search explores dials at any time, so it skips the back-off.
             let due = self.shard.due_dials(now + TICK);
-            assert!(due.iter().any(|(group, _)| *group == GROUP), "a stream is required");
+            assert!(due.iter().any(|(target, _)| *target == GROUP.into()), "a stream is required");
         }
         self.nonce.set(DIALLER);
-        let id = self.shard.open_stream(now, GROUP);
+        let id = self.shard.open_dialled(now, GROUP);
         self.take_stream_output(frames, done);
         self.take_output(id);
         let mut proof = Vec::new();

@@ -296,13 +296,13 @@ impl Turn<'_> {
                 self.open(shard, number, id, port, reader);
                 self.handle_bytes(shard, now, id, &received);
             }
-            Input::Dialled(number, group) => {
-                let id = shard.open_stream(now, group);
-                self.engine.sockets.open(id, number, Port::Servers, Reader::Fast);
+            Input::Dialled(number, target) => {
+                let id = shard.open_dialled(now, target);
+                self.engine.sockets.open(id, number, target.port(), Reader::Fast);
                 shard.mark_dirty(id);
             }
-            Input::DialFailed(group) => {
-                shard.service.handle_dial_failed(now, group, "nothing listens there");
+            Input::DialFailed(target) => {
+                shard.handle_dial_failed(now, target, "nothing listens there");
             }
             Input::Bytes(number, bytes) => {
                 if let Some(id) = self.engine.sockets.id(number) {

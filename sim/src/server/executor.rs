@@ -16,7 +16,8 @@ use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, Wal
 use kv_protocol::key::Nonce;
 use kv_protocol::view::View;
 use kv_shard::{
-    ConnectionMemory, EventKind, HelloBounds, Identity, InstallRefused, Port, Service, Shard, turn,
+    ConnectionMemory, DialTarget, EventKind, HelloBounds, Identity, InstallRefused, Port, Service,
+    Shard, turn,
 };
 
 use super::engine::{Engine, Turn, WORK_A_WAKE};
@@ -49,9 +50,9 @@ pub enum Input {
     /// The end of a connection.
     Closed(ConnectionNumber),
     /// The stream dialled for this group is connected.
-    Dialled(ConnectionNumber, GroupId),
+    Dialled(ConnectionNumber, DialTarget),
     /// The dial for this group's stream has failed.
-    DialFailed(GroupId),
+    DialFailed(DialTarget),
     /// An order to install a view, with the address of the other member.
     Install(OrderId, View, Option<SocketAddr>),
     /// A probe to respond to.
@@ -98,8 +99,8 @@ pub enum Output {
     ShutDown(ConnectionNumber),
     /// Hand this connection, with its inputs, to the executor of this shard.
     HandOver(ConnectionNumber, ShardId, Vec<Input>),
-    /// Dial this address for this group's stream.
-    Dial(GroupId, SocketAddr),
+    /// Dial this address for this target.
+    Dial(DialTarget, SocketAddr),
     /// The view of this order could not be installed.
     Refused(OrderId, String),
     /// The shard has responded to a probe.
@@ -270,8 +271,8 @@ impl Executor {
     }
 
     fn dial_due(&mut self, now: Time) {
-        for (group, address) in self.shard.due_dials(now) {
-            self.engine.output.push(Output::Dial(group, address));
+        for (target, address) in self.shard.due_dials(now) {
+            self.engine.output.push(Output::Dial(target, address));
         }
     }
 

@@ -149,8 +149,8 @@ impl World {
                         self.give(process, shard, input);
                     }
                 }
-                Output::Dial(group, address) => {
-                    self.dial(actor, Target::Process(address), Purpose::Stream(group));
+                Output::Dial(target, address) => {
+                    self.dial(actor, Target::Process(address), Purpose::Shard(target));
                 }
                 Output::Refused(order, reason) => {
                     let shard = shard_id(shard);

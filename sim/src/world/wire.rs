@@ -208,7 +208,11 @@ impl World {
         }
         let number = self.network.connect(&mut self.random, [from, listener], [from_host, to_host]);
         if let Actor::Shard { process, shard } = listener {
-            self.give(process, shard, Input::Accepted(number, Port::Servers, Reader::Fast));
+            let port = match purpose {
+                Purpose::Shard(target) => target.port(),
+                Purpose::Link(_) | Purpose::Orders(_) => Port::Servers,
+            };
+            self.give(process, shard, Input::Accepted(number, port, Reader::Fast));
         }
         self.on_connected(from, number, purpose);
     }
@@ -220,8 +224,8 @@ impl World {
 
     pub(super) fn on_connected(&mut self, from: Actor, number: ConnectionNumber, purpose: Purpose) {
         match (from, purpose) {
-            (Actor::Shard { process, shard }, Purpose::Stream(group)) => {
-                self.give(process, shard, Input::Dialled(number, group));
+            (Actor::Shard { process, shard }, Purpose::Shard(target)) => {
+                self.give(process, shard, Input::Dialled(number, target));
             }
             (Actor::Node { process }, Purpose::Link(tried)) => {
                 if self.processes[process].link.is_some()
@@ -249,8 +253,8 @@ impl World {
 
     pub(super) fn handle_dial_failed(&mut self, from: Actor, purpose: Purpose) {
         match (from, purpose) {
-            (Actor::Shard { process, shard }, Purpose::Stream(group)) => {
-                self.give(process, shard, Input::DialFailed(group));
+            (Actor::Shard { process, shard }, Purpose::Shard(target)) => {
+                self.give(process, shard, Input::DialFailed(target));
             }
             (Actor::Node { process }, Purpose::Link(tried)) => {
                 let process = &mut self.processes[process];

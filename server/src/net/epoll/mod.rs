@@ -30,8 +30,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{LogLimit, Port, Shard};
+use kv_protocol::ids::Time;
+use kv_shard::{DialTarget, LogLimit, Port, Shard};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
@@ -99,9 +99,9 @@ impl engine::Engine for Engine {
 
     fn dial_due(&self, now: Time) {
         let mut shard = self.context.shard.borrow_mut();
-        for (group, address) in shard.due_dials(now) {
-            if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
-                shard.service.handle_dial_failed(now, group, &error.to_string());
+        for (target, address) in shard.due_dials(now) {
+            if let Err(error) = self.net.borrow_mut().dial(now, target, address) {
+                shard.handle_dial_failed(now, target, &error.to_string());
             }
         }
     }
@@ -111,8 +111,8 @@ impl engine::Engine for Engine {
         let mut net = self.net.borrow_mut();
         let Net { sockets, .. } = &mut *net;
         sockets.resume_accepting(now);
-        for group in sockets.give_up_dials(now) {
-            shard.service.handle_dial_failed(now, group, "the connection attempt timed out");
+        for target in sockets.give_up_dials(now) {
+            shard.handle_dial_failed(now, target, "the connection attempt timed out");
             shard.service.note_news();
         }
         let ids: Vec<ConnectionId> = sockets.ids().collect();
@@ -177,7 +177,7 @@ impl Net {
         }
     }
 
-    fn dial(&mut self, now: Time, group: GroupId, address: SocketAddr) -> io::Result<()> {
+    fn dial(&mut self, now: Time, target: DialTarget, address: SocketAddr) -> io::Result<()> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(family, SocketType::STREAM, flags, None)?;
@@ -189,7 +189,7 @@ impl Net {
         // The socket is registered only now, because a socket that was never connected reports a hang-up.
         self.poller.add(&fd, Source::Dial(number))?;
         let deadline = now + CONNECT_TIMEOUT;
-        self.sockets.add_dial(Dialling { number, fd, group, deadline, is_ready: false });
+        self.sockets.add_dial(Dialling { number, fd, target, deadline, is_ready: false });
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{ConnectionTable, LogLimit, Port};
+use kv_protocol::ids::Time;
+use kv_shard::{ConnectionTable, DialTarget, LogLimit, Port};
 
 use crate::admission::Permit;
 
@@ -30,7 +30,7 @@ impl Listener {
 pub(super) struct Dialling {
     pub(super) number: u32,
     pub(super) fd: OwnedFd,
-    pub(super) group: GroupId,
+    pub(super) target: DialTarget,
     pub(super) deadline: Time,
     /// True once it is connected or has failed.
     pub(super) is_ready: bool,
@@ -87,7 +87,7 @@ impl Connection {
 pub(super) struct Sockets {
     connections: ConnectionTable<Connection>,
     pub(super) listeners: Vec<Listener>,
-    /// The dials in progress, at most one for each group.
+    /// The dials in progress, at most one for each target.
     pub(super) dials: Vec<Dialling>,
     last_dial: u32,
     /// Streams between servers: all are served in every turn.
@@ -193,9 +193,9 @@ impl Sockets {
         self.dials.extract_if(.., |dial| dial.is_ready).collect()
     }
 
-    /// Closes the dials that timed out, and returns their groups.
-    pub(super) fn give_up_dials(&mut self, now: Time) -> Vec<GroupId> {
+    /// Closes the dials that timed out, and returns their targets.
+    pub(super) fn give_up_dials(&mut self, now: Time) -> Vec<DialTarget> {
         let late = self.dials.extract_if(.., |dial| dial.deadline <= now && !dial.is_ready);
-        late.map(|dial| dial.group).collect()
+        late.map(|dial| dial.target).collect()
     }
 }

@@ -3,7 +3,7 @@
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
 use kv_shard::turn::{self, Waiting};
-use kv_shard::{Fate, Port, Shard, Transmit};
+use kv_shard::{Fate, Shard, Transmit};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
@@ -159,20 +159,20 @@ impl Net {
     }
 
     fn handle_dialled(&mut self, shard: &mut Shard, dial: Dialling) {
-        let Dialling { fd, group, .. } = dial;
+        let Dialling { fd, target, .. } = dial;
         let now = clock::now();
         let connected = socket_error(&fd).and_then(|error| error);
         let opened = connected.map_err(Into::into).and_then(|()| {
             // The socket is registered again under its connection id.
             self.poller.remove(&fd)?;
-            let id = shard.open_stream(now, group);
-            self.open(shard, id, fd, Port::Servers, None).map_err(|(error, _)| {
+            let id = shard.open_dialled(now, target);
+            self.open(shard, id, fd, target.port(), None).map_err(|(error, _)| {
                 shard.close(now, id);
                 error
             })
         });
         if let Err(error) = opened {
-            shard.service.handle_dial_failed(now, group, &error.to_string());
+            shard.handle_dial_failed(now, target, &error.to_string());
         }
         shard.service.note_news();
     }

@@ -86,7 +86,7 @@ impl Engine {
     /// Publishes a change to the other threads, and dials streams when they are due.
     pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
         self.context.announce();
-        self.dial_streams(now);
+        self.dial_targets(now);
         self.dial_when_due(now);
     }
 }

@@ -45,8 +45,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{ConnectionTable, LogLimit, Port, Shard};
+use kv_protocol::ids::Time;
+use kv_shard::{ConnectionTable, DialTarget, LogLimit, Port, Shard};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -135,11 +135,11 @@ impl Engine {
         engine
     }
 
-    fn dial_streams(&self, now: Time) {
+    fn dial_targets(&self, now: Time) {
         let mut shard = self.context.shard.borrow_mut();
-        for (group, address) in shard.due_dials(now) {
-            if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
-                shard.service.handle_dial_failed(now, group, &error.to_string());
+        for (target, address) in shard.due_dials(now) {
+            if let Err(error) = self.net.borrow_mut().dial(now, target, address) {
+                shard.handle_dial_failed(now, target, &error.to_string());
             }
             self.context.want_flush();
         }
@@ -158,7 +158,7 @@ impl engine::Engine for Engine {
     }
 
     fn dial_due(&self, now: Time) {
-        self.dial_streams(now);
+        self.dial_targets(now);
     }
 
     fn enforce_deadlines(&self, now: Time) {
@@ -212,11 +212,11 @@ impl Net {
         shard.mark_dirty(id);
     }
 
-    fn dial(&mut self, now: Time, group: GroupId, address: SocketAddr) -> std::io::Result<()> {
+    fn dial(&mut self, now: Time, target: DialTarget, address: SocketAddr) -> std::io::Result<()> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let deadline = now + CONNECT_TIMEOUT;
-        let dialling = Dialling { fd, group, deadline, stage: Stage::Connecting };
+        let dialling = Dialling { fd, target, deadline, stage: Stage::Connecting };
         let slot = self.sockets.insert(Socket::Dialling(dialling));
         if let Some(Socket::Dialling(dialling)) = self.sockets.get(slot) {
             self.ring.connect(slot, &dialling.fd, address);

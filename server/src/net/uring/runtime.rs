@@ -92,7 +92,7 @@ impl Engine {
         let engine = Rc::clone(self);
         glommio::spawn_local(async move {
             glommio::timer::sleep(due.since(now)).await;
-            engine.dial_streams(clock::now());
+            engine.dial_targets(clock::now());
         })
         .detach();
     }

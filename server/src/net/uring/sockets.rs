@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{LogLimit, Port};
+use kv_protocol::ids::Time;
+use kv_shard::{DialTarget, LogLimit, Port};
 
 use super::ring::SlotId;
 use crate::admission::Permit;
@@ -34,7 +34,7 @@ pub(super) struct Listener {
 /// A socket that is being connected.
 pub(super) struct Dialling {
     pub(super) fd: OwnedFd,
-    pub(super) group: GroupId,
+    pub(super) target: DialTarget,
     pub(super) deadline: Time,
     pub(super) stage: Stage,
 }

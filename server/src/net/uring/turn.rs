@@ -367,19 +367,19 @@ impl Net {
         connected: std::io::Result<()>,
     ) {
         let Some(Socket::Dialling(dialling)) = self.sockets.get(slot) else { return };
-        let (group, stage) = (dialling.group, dialling.stage);
+        let (target, stage) = (dialling.target, dialling.stage);
         if stage == Stage::Connecting {
             let Some(Socket::Dialling(dialling)) = self.sockets.remove(slot) else { return };
             match connected {
                 Ok(()) => {
-                    let id = shard.open_stream(now, group);
-                    self.open(shard, id, dialling.fd, Port::Servers, None);
+                    let id = shard.open_dialled(now, target);
+                    self.open(shard, id, dialling.fd, target.port(), None);
                 }
-                Err(error) => shard.service.handle_dial_failed(now, group, &error.to_string()),
+                Err(error) => shard.handle_dial_failed(now, target, &error.to_string()),
             }
         } else {
             self.end_dial(slot);
-            shard.service.handle_dial_failed(now, group, "the connection attempt timed out");
+            shard.handle_dial_failed(now, target, "the connection attempt timed out");
         }
         shard.service.note_news();
     }

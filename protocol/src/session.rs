@@ -10,14 +10,14 @@
 //! A retry keeps its number, so the server recognises it. The window bounds the completion records that the server
 //! keeps for the session. A write that does not fit waits in the client.
 
-use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
-use kv_protocol::limits::SESSION_WINDOW;
+use crate::ids::{ClientId, RequestSeq, SequenceNumber};
+use crate::limits::SESSION_WINDOW;
 
 const _: () = assert!(SESSION_WINDOW == u64::BITS as u64, "the window is kept in one 64-bit word");
 
 /// One session; see the module documentation.
 #[derive(Clone, Debug)]
-pub(crate) struct Session {
+pub struct Session {
     client: ClientId,
     /// The position in the shard's log at which the session began; `None` until its first write is sent.
     begun: Option<SequenceNumber>,
@@ -29,29 +29,29 @@ pub(crate) struct Session {
 
 impl Session {
     /// Creates a session without writes.
-    pub(crate) fn new(client: ClientId) -> Session {
+    pub fn new(client: ClientId) -> Session {
         Session { client, begun: None, first_incomplete: 1, next: 1, finished: 0 }
     }
 
     /// Returns the session's client id.
-    pub(crate) fn client(&self) -> ClientId {
+    pub fn client(&self) -> ClientId {
         self.client
     }
 
     /// Returns the position in the log at which the session began. It is the value of `now` at the first transmission
     /// of the session's first write, and never changes. With this position, the server distinguishes a new session from
     /// an expired one.
-    pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
+    pub fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
         *self.begun.get_or_insert_with(now)
     }
 
     /// Returns the number of writes that could begin now.
-    pub(crate) fn room(&self) -> u64 {
+    pub fn room(&self) -> u64 {
         SESSION_WINDOW - (self.next - self.first_incomplete)
     }
 
     /// Allocates the number of the next write. Returns `None` while the window is full.
-    pub(crate) fn begin(&mut self) -> Option<RequestSeq> {
+    pub fn begin(&mut self) -> Option<RequestSeq> {
         if self.room() == 0 {
             return None;
         }
@@ -60,37 +60,18 @@ impl Session {
     }
 
     /// Returns the first incomplete number: all numbers below it are finished.
-    pub(crate) fn first_incomplete(&self) -> RequestSeq {
+    pub fn first_incomplete(&self) -> RequestSeq {
         RequestSeq(self.first_incomplete)
     }
 
     /// Marks the number of an ended write as finished. The number of a write in doubt stays open until the write is
     /// settled, unless it cannot be settled.
-    pub(crate) fn finish(&mut self, seq: RequestSeq) {
+    pub fn finish(&mut self, seq: RequestSeq) {
         debug_assert!(seq.0 >= self.first_incomplete && seq.0 < self.next, "{seq} is not open");
         self.finished |= 1 << (seq.0 - self.first_incomplete);
         let ended = u64::from(self.finished.trailing_ones());
         self.first_incomplete += ended;
         self.finished = if ended == SESSION_WINDOW { 0 } else { self.finished >> ended };
-    }
-}
-
-/// A source of client ids for sessions that cannot continue under the old one.
-#[derive(Debug, Default)]
-pub(crate) struct FreshIds {
-    given: u128,
-}
-
-impl FreshIds {
-    /// Returns an id that was never used. Each id is random, because a counter would give the same ids in a clone of
-    /// this process. If the system provides no random number, the id is `client` plus a counter.
-    pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
-        self.given += 1;
-        let mut drawn = [0; 16];
-        match getrandom::fill(&mut drawn) {
-            Ok(()) => ClientId(u128::from_le_bytes(drawn)),
-            Err(_) => ClientId(client.0.wrapping_add(self.given)),
-        }
     }
 }
 

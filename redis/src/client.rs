@@ -1,0 +1,156 @@
+//! The state of a Redis connection that commands read and change, and what they know of the server.
+
+use std::net::SocketAddr;
+
+use kv_protocol::eviction::Eviction;
+use kv_protocol::ids::{ClusterId, WallTime};
+use kv_protocol::placement::Placement;
+
+use crate::resp::Version;
+use crate::transaction::{Transaction, Watched};
+
+/// The version of Redis whose commands and error texts this crate has.
+pub const REDIS_VERSION: &str = "7.2.4";
+
+/// The state of a connection.
+#[derive(Debug, Default)]
+pub struct Client {
+    /// The version of the protocol in which replies are written.
+    pub version: Version,
+    /// The selected database.
+    pub database: u8,
+    /// The name that CLIENT SETNAME has set.
+    pub name: Vec<u8>,
+    /// The library that CLIENT SETINFO has named, and its version.
+    pub library: (Vec<u8>, Vec<u8>),
+    /// The number of the connection in this process.
+    pub id: u64,
+    /// The number of replicas that hold the last write.
+    pub copies: u8,
+    /// The replies that the connection sends.
+    pub replies: Replies,
+    /// The commands since MULTI.
+    pub transaction: Option<Transaction>,
+    /// The keys since WATCH.
+    pub watched: Vec<Watched>,
+    /// The address of the client; `None` for a connection without one.
+    pub peer: Option<SocketAddr>,
+    /// The address of the server's side.
+    pub local: Option<SocketAddr>,
+    /// The time when the connection began.
+    pub connected: WallTime,
+    /// True after CLIENT NO-EVICT ON. It is only shown.
+    pub is_kept: bool,
+    /// True after CLIENT NO-TOUCH ON. It is only shown.
+    pub touches_nothing: bool,
+}
+
+/// The replies that a connection sends (CLIENT REPLY).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replies {
+    /// All.
+    #[default]
+    On,
+    /// None.
+    Off,
+    /// All after that of the current command.
+    Skip,
+    /// All after that of the next command.
+    SkipNext,
+}
+
+impl Client {
+    /// Begins the next command. The connection calls it before [`perform`](crate::command::perform).
+    pub fn begin_command(&mut self) {
+        self.replies = match self.replies {
+            Replies::SkipNext => Replies::Skip,
+            Replies::Skip => Replies::On,
+            other => other,
+        };
+    }
+
+    /// Returns whether the reply of the command that was just performed is not sent.
+    pub fn is_silent(&self) -> bool {
+        matches!(self.replies, Replies::Off | Replies::Skip)
+    }
+
+    /// Returns the state of a new connection to the state that a client can change.
+    pub fn reset(&mut self) {
+        *self = Client {
+            id: self.id,
+            copies: self.copies,
+            peer: self.peer,
+            local: self.local,
+            connected: self.connected,
+            library: std::mem::take(&mut self.library),
+            ..Client::default()
+        };
+    }
+}
+
+/// What commands know of the server and its cluster.
+pub trait Server {
+    /// Returns the rule that gives each key its group and shard.
+    fn placement(&self) -> Placement;
+
+    /// Returns the wall clock.
+    fn wall(&self) -> WallTime;
+
+    /// Returns the id of the cluster, which is part of the cursors of SCAN.
+    fn cluster(&self) -> ClusterId;
+
+    /// Returns a random number.
+    fn random(&self) -> u64;
+
+    /// Returns the facts that CONFIG GET and others show.
+    fn facts(&self) -> Facts;
+
+    /// Returns the load, which INFO shows.
+    fn load(&self) -> Load;
+}
+
+/// The facts of a server that commands show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The limit on the memory of a server's tables, in bytes; 0 if there is none.
+    pub memory_limit: u64,
+    /// What happens at this limit.
+    pub eviction: Eviction,
+    /// The maximum number of client connections of this process.
+    pub connections: usize,
+    /// The port of Redis clients.
+    pub port: u16,
+    /// The time when the process began.
+    pub started: WallTime,
+}
+
+/// The load of the shard that serves a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// The number of its client connections.
+    pub connections: usize,
+    /// The memory that its tables have taken from the system, in bytes.
+    pub memory: u64,
+    /// The number of commands and requests so far.
+    pub commands: u64,
+    /// The number of entries that have expired.
+    pub expired: u64,
+    /// The number of entries that were removed to make room.
+    pub evicted: u64,
+    /// The number of rejected frames and connections.
+    pub rejected: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_suppresses_the_reply_to_the_next_command_only() {
+        let mut client = Client { replies: Replies::SkipNext, ..Client::default() };
+        client.begin_command();
+        assert!(client.is_silent());
+        client.begin_command();
+        assert!(!client.is_silent());
+    }
+}

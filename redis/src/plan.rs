@@ -1,0 +1,48 @@
+//! The plan of a command: what the store is asked, and how the reply is made of the responses.
+
+use crate::answer::Answer;
+use crate::ask::Ask;
+use crate::error::Error;
+use crate::resp::Reply;
+use crate::transaction::Watched;
+
+/// The result of a command, or of a step of it.
+pub enum Plan {
+    /// The reply is complete.
+    Replied,
+    /// The reply is complete, and the connection ends after it.
+    Close,
+    /// The reply is complete, and the connection watches these keys.
+    Watched(Vec<Watched>),
+    /// The store is asked. When all responses have arrived, `finish` continues. A step with this result has written
+    /// nothing.
+    Ask {
+        /// The requests. They are independent of each other, and may be executed in any order.
+        asks: Vec<Ask>,
+        /// The next step.
+        finish: Finish,
+    },
+}
+
+/// The next step of a command. It gets the responses in the order of the requests. A function that captures nothing
+/// needs no allocation.
+pub type Finish = Box<dyn FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send>;
+
+impl Plan {
+    /// Creates the plan of one request.
+    pub fn one(
+        ask: Ask,
+        finish: impl FnOnce(&Answer<'_>, &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
+    ) -> Plan {
+        let finish: Finish = Box::new(move |answers, reply| finish(&answers[0], reply));
+        Plan::Ask { asks: vec![ask], finish }
+    }
+
+    /// Creates the plan of several requests.
+    pub fn all(
+        asks: Vec<Ask>,
+        finish: impl FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
+    ) -> Plan {
+        Plan::Ask { asks, finish: Box::new(finish) }
+    }
+}

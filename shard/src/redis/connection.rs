@@ -1,0 +1,493 @@
+//! A Redis client's connection: commands in, replies out, in order.
+//!
+//! ```text
+//!   bytes -> commands -> plans --+--> reply at once
+//!                                +--> requests to the gateway -> answers -> reply
+//!
+//!   replies   [ done | waits for 2 answers | done | waits for 1 ]   sent from the front
+//! ```
+//!
+//! Several commands of a pipeline may be in flight. A command waits while an earlier one with the same key is in flight
+//! and one of the two writes, so the commands on a key take effect in the order of the pipeline. A command without keys
+//! that asks the store, such as DBSIZE, waits for all earlier ones, and all later ones wait for it.
+
+use std::collections::VecDeque;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::Response;
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::Time;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
+use kv_protocol::placement::Digest;
+use kv_redis::answer::Answer;
+use kv_redis::ask::Ask;
+use kv_redis::client::Client;
+use kv_redis::command::{self, Context};
+use kv_redis::error::Error;
+use kv_redis::plan::{Finish, Plan};
+use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
+
+use super::gateway::{Delivery, Outcome, Owner};
+use super::host::Host;
+use crate::service::Service;
+
+/// The number of requests in flight above which no further command of the connection begins.
+const IN_FLIGHT: usize = 128;
+/// The maximum number of requests of one command.
+const ASKS_MAX: usize = 65_536;
+/// The capacity to which the input buffer of a connection is trimmed.
+const IDLE_INPUT: usize = 1 << 10;
+
+/// The number of parsed bytes at the front of the input above which they are removed.
+const PARSED_BYTES: usize = 16 << 10;
+
+/// The input side of a Redis client's connection; its output is in the [`Service`].
+pub(crate) struct RedisConnection {
+    id: ConnectionId,
+    input: Vec<u8>,
+    /// The number of bytes at the front of the input that belong to commands already taken.
+    parsed: usize,
+    parser: CommandParser,
+    client: Client,
+    /// The commands without a complete reply, and those behind them.
+    pending: VecDeque<Pending>,
+    /// The number of the first pending command.
+    first: u64,
+    /// A command that may not begin yet.
+    held: Option<Step>,
+    in_flight: Vec<InFlight>,
+    /// True after the last command that is served.
+    is_ending: bool,
+    /// The number of bytes of this connection that are counted as connection memory.
+    counted: usize,
+}
+
+/// A command whose reply is not sent yet.
+enum Pending {
+    /// The reply waits for those before it.
+    Replied(Vec<u8>),
+    /// The reply waits for answers.
+    Waiting(Box<Waiting>),
+}
+
+/// A command, or a step of it, that asks the store.
+struct Step {
+    asks: Vec<Ask>,
+    finish: Finish,
+    reply: PartialReply,
+}
+
+/// The beginning of a reply.
+struct PartialReply {
+    bytes: Vec<u8>,
+    version: Version,
+    /// True if the client has asked not to get it.
+    is_silent: bool,
+}
+
+/// A step whose requests are in flight.
+struct Waiting {
+    finish: Finish,
+    reply: PartialReply,
+    parts: Vec<Part>,
+    /// The number of parts without an outcome.
+    missing: usize,
+}
+
+/// A request of a step.
+struct Part {
+    is_read: bool,
+    outcome: Option<Outcome>,
+}
+
+/// A request in flight.
+struct InFlight {
+    command: u64,
+    part: usize,
+    /// The digests of its keys; none for a request that concerns all keys.
+    keys: Vec<Digest>,
+    is_write: bool,
+    bytes: usize,
+}
+
+impl RedisConnection {
+    /// Creates the state of a connection.
+    pub(crate) fn new(id: ConnectionId) -> RedisConnection {
+        RedisConnection {
+            id,
+            input: Vec::new(),
+            parsed: 0,
+            parser: CommandParser::new(MAX_COMMAND_BYTES),
+            client: Client { id: id.0, ..Client::default() },
+            pending: VecDeque::new(),
+            first: 0,
+            held: None,
+            in_flight: Vec::new(),
+            is_ending: false,
+            counted: 0,
+        }
+    }
+
+    /// Processes received bytes and serves the complete commands among them.
+    pub(crate) fn handle_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+        self.input.extend_from_slice(received);
+        self.go_on(now, service);
+    }
+
+    /// Continues with the commands that were held back.
+    pub(crate) fn go_on(&mut self, now: Time, service: &mut Service) {
+        if let Some(step) = self.held.take() {
+            self.begin_or_hold(now, service, step);
+        }
+        let input = std::mem::take(&mut self.input);
+        while self.may_go_on(service) {
+            match self.serve_next(now, service, &input[self.parsed..]) {
+                0 => break,
+                consumed => self.parsed += consumed,
+            }
+        }
+        self.input = input;
+        if self.parsed == self.input.len() {
+            self.input.clear();
+            self.parsed = 0;
+            self.input.shrink_to(IDLE_INPUT);
+        } else if self.parsed >= PARSED_BYTES && self.parsed * 2 >= self.input.len() {
+            self.input.drain(..self.parsed);
+            self.parsed = 0;
+        }
+        self.count_memory(now, service);
+    }
+
+    /// Returns whether a further command could begin.
+    fn has_room(&self) -> bool {
+        self.held.is_none() && !self.is_ending && self.in_flight.len() < IN_FLIGHT
+    }
+
+    fn may_go_on(&self, service: &mut Service) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        if service.is_gateway_busy() {
+            service.outputs.postpone(self.id);
+        }
+        service.outputs.may_serve(self.id)
+    }
+
+    /// Serves the command at the beginning of `bytes`. Returns the number of its bytes; 0 if it is incomplete.
+    fn serve_next(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
+        let version = self.client.version;
+        let bytes_of_reply = service.outputs.take_buffer();
+        let mut reply = PartialReply { bytes: bytes_of_reply, version, is_silent: false };
+        let (consumed, plan) = match self.parser.parse(bytes) {
+            Ok(Parsed::Incomplete { .. }) => {
+                service.outputs.recycle(reply.bytes);
+                return 0;
+            }
+            Ok(Parsed::Nothing { consumed }) => {
+                service.outputs.recycle(reply.bytes);
+                return consumed;
+            }
+            Ok(Parsed::Command { args, consumed }) => {
+                let args: Vec<&[u8]> = args.iter().collect();
+                // It begins again when the replies before it are complete.
+                if !self.pending.is_empty()
+                    && command::find(args[0]).is_some_and(|command| command.waits())
+                {
+                    service.outputs.recycle(reply.bytes);
+                    return 0;
+                }
+                service.count_command();
+                self.client.begin_command();
+                let server = Host { service, now };
+                let client = &mut self.client;
+                let mut context = Context { args: &args, client, server: &server };
+                let plan = command::perform(&mut context, &mut reply.writer());
+                reply.is_silent = self.client.is_silent();
+                (consumed, plan)
+            }
+            Err(error) => {
+                let text = String::from_utf8_lossy(&error.text()).into_owned();
+                service.count_refused(now, "Redis command", &text);
+                self.is_ending = true;
+                reply.writer().protocol_error(error);
+                (bytes.len(), Ok(Plan::Replied))
+            }
+        };
+        match self.step_of(plan, reply) {
+            Ok(step) => self.begin_or_hold(now, service, step),
+            Err(reply) => self.reply(now, service, reply),
+        }
+        consumed
+    }
+
+    /// Returns the step that a plan asks for, or else the complete reply.
+    fn step_of(
+        &mut self,
+        plan: Result<Plan, Error>,
+        mut reply: PartialReply,
+    ) -> Result<Step, Vec<u8>> {
+        let error = match plan {
+            Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
+                return Ok(Step { asks, finish, reply });
+            }
+            Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
+            Ok(Plan::Replied) => return Err(reply.complete()),
+            Ok(Plan::Watched(keys)) => {
+                self.client.watched.extend(keys);
+                return Err(reply.complete());
+            }
+            Ok(Plan::Close) => {
+                self.is_ending = true;
+                return Err(reply.complete());
+            }
+            Err(error) => error,
+        };
+        reply.bytes.clear();
+        reply.writer().error(&error);
+        Err(reply.complete())
+    }
+
+    /// Sends the complete reply of the newest command, or keeps it until those before it are complete.
+    fn reply(&mut self, now: Time, service: &mut Service, reply: Vec<u8>) {
+        self.pending.push_back(Pending::Replied(reply));
+        self.send_complete(now, service);
+    }
+
+    /// Sends the replies that wait for no other.
+    fn send_complete(&mut self, now: Time, service: &mut Service) {
+        while let Some(Pending::Replied(reply)) = self.pending.front_mut() {
+            let reply = std::mem::take(reply);
+            self.pending.pop_front();
+            self.first += 1;
+            service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
+            service.outputs.recycle(reply);
+        }
+        if self.is_ending
+            && self.pending.is_empty()
+            && let Some(output) = service.outputs.get(self.id)
+        {
+            output.close_after_last_words(now);
+        }
+    }
+
+    /// Begins the newest command, or holds it back while it may not begin.
+    fn begin_or_hold(&mut self, now: Time, service: &mut Service, step: Step) {
+        if !self.may_begin(&step.asks) {
+            self.held = Some(step);
+            return;
+        }
+        let Step { asks, finish, mut reply } = step;
+        // In the usual case this shard serves the only request at once.
+        let mut finish = Some(finish);
+        let served = match &asks[..] {
+            [ask] => service.read_here(now, ask, |response| {
+                let finish = finish.take()?;
+                Some(finish_with(&[*response], &[true], finish, &mut reply))
+            }),
+            _ => None,
+        };
+        let step = match (served.flatten(), finish) {
+            (Some(plan), _) => self.step_of(plan, reply),
+            (None, Some(finish)) => Ok(Step { asks, finish, reply }),
+            (None, None) => return,
+        };
+        match step {
+            Ok(step) => {
+                let command = self.first + self.pending.len() as u64;
+                self.pending.push_back(Pending::Replied(Vec::new()));
+                self.begin(now, service, command, step);
+            }
+            Err(reply) => self.reply(now, service, reply),
+        }
+    }
+
+    /// Returns whether a command with these requests may begin now.
+    fn may_begin(&self, asks: &[Ask]) -> bool {
+        if self.in_flight.is_empty() {
+            return true;
+        }
+        self.in_flight.len() + asks.len() <= IN_FLIGHT
+            && asks.iter().all(|ask| {
+                let request = InFlight::of(ask, 0, 0);
+                self.in_flight.iter().all(|other| !request.conflicts_with(other))
+            })
+    }
+
+    /// Begins a step of a pending command.
+    fn begin(&mut self, now: Time, service: &mut Service, command: u64, step: Step) {
+        let Step { asks, finish, reply } = step;
+        let mut parts = Vec::with_capacity(asks.len());
+        for (part, ask) in asks.iter().enumerate() {
+            let request = InFlight::of(ask, command, part);
+            parts.push(Part { is_read: !request.is_write, outcome: None });
+            self.in_flight.push(request);
+        }
+        let waiting = Box::new(Waiting { finish, reply, missing: parts.len(), parts });
+        if let Some(place) = self.pending_mut(command) {
+            *place = Pending::Waiting(waiting);
+        }
+        if let Some(output) = service.outputs.get(self.id) {
+            output.expect_response();
+        }
+        for (part, ask) in asks.into_iter().enumerate() {
+            service.start(now, Owner { connection: self.id, command, part }, ask);
+        }
+    }
+
+    fn pending_mut(&mut self, command: u64) -> Option<&mut Pending> {
+        let at = usize::try_from(command.checked_sub(self.first)?).ok()?;
+        self.pending.get_mut(at)
+    }
+
+    /// Processes the end of a request, then continues with the commands that were held back.
+    pub(crate) fn handle_delivery(&mut self, now: Time, service: &mut Service, delivery: Delivery) {
+        let Owner { command, part, .. } = delivery.owner;
+        self.in_flight.retain(|request| (request.command, request.part) != (command, part));
+        let Some(Pending::Waiting(waiting)) = self.pending_mut(command) else { return };
+        waiting.parts[part].outcome = Some(delivery.outcome);
+        waiting.missing -= 1;
+        if waiting.missing == 0 {
+            self.finish(now, service, command);
+        }
+        self.go_on(now, service);
+        // The engine may have to read again.
+        service.outputs.mark_dirty(self.id);
+    }
+
+    /// Continues a command whose requests have all ended.
+    fn finish(&mut self, now: Time, service: &mut Service, command: u64) {
+        let Some(place) = self.pending_mut(command) else { return };
+        let Pending::Waiting(waiting) = std::mem::replace(place, Pending::Replied(Vec::new()))
+        else {
+            return;
+        };
+        if let Some(output) = service.outputs.get(self.id) {
+            output.note_reply();
+        }
+        let Waiting { finish, mut reply, parts, .. } = *waiting;
+        let plan = match responses_of(&parts) {
+            Ok(responses) => {
+                let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
+                if is_read.contains(&false) {
+                    let copies = responses.iter().map(|response| response.copies);
+                    self.client.copies = copies.min().unwrap_or(0);
+                }
+                finish_with(&responses, &is_read, finish, &mut reply)
+            }
+            Err(error) => {
+                // The client must not send further commands as if it knew the state.
+                self.is_ending |= error == IN_DOUBT;
+                Err(error)
+            }
+        };
+        match self.step_of(plan, reply) {
+            Ok(step) => self.begin(now, service, command, step),
+            Err(reply) => {
+                if let Some(place) = self.pending_mut(command) {
+                    *place = Pending::Replied(reply);
+                }
+                self.send_complete(now, service);
+            }
+        }
+    }
+
+    fn count_memory(&mut self, now: Time, service: &mut Service) {
+        let replies = self.pending.iter().map(|pending| match pending {
+            Pending::Replied(reply) => reply.capacity(),
+            Pending::Waiting(waiting) => waiting.reply.bytes.capacity() + size_of::<Waiting>(),
+        });
+        let requests = self.in_flight.iter().map(|request| request.bytes);
+        let held = self.input.capacity() + replies.sum::<usize>() + requests.sum::<usize>();
+        let before = std::mem::replace(&mut self.counted, held);
+        service.outputs.tally().change(before, held);
+        if held > before && service.outputs.tally().memory().is_used_up() {
+            let reason = "the memory budget of connections is used up; raise --connection-memory";
+            service.count_refused(now, "connection", reason);
+            service.outputs.kill(self.id);
+        }
+    }
+
+    /// Returns whether more bytes may be read from the socket.
+    pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
+        self.has_room()
+            && !service.outputs.is_full(self.id)
+            && service.outputs.get(self.id).is_some_and(|output| !output.is_half_closed())
+    }
+
+    /// Returns the connection's id if no command is in flight or being received.
+    pub(crate) fn idle(&self) -> Option<ConnectionId> {
+        (self.pending.is_empty() && self.input.is_empty()).then_some(self.id)
+    }
+
+    /// Stops counting the memory of this connection, which is being closed.
+    pub(crate) fn handle_closed(&mut self, service: &mut Service) {
+        service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
+    }
+}
+
+impl PartialReply {
+    fn writer(&mut self) -> Reply<'_> {
+        Reply::new(&mut self.bytes, self.version)
+    }
+
+    fn complete(mut self) -> Vec<u8> {
+        if self.is_silent {
+            self.bytes.clear();
+        }
+        self.bytes
+    }
+}
+
+impl InFlight {
+    fn of(ask: &Ask, command: u64, part: usize) -> InFlight {
+        let is_write = ask.request().operation.write_header().is_some();
+        InFlight { command, part, keys: ask.digests(), is_write, bytes: ask.frame().len() }
+    }
+
+    /// Returns whether this request must not be in flight together with another one of the connection.
+    fn conflicts_with(&self, other: &InFlight) -> bool {
+        if self.keys.is_empty() || other.keys.is_empty() {
+            return true;
+        }
+        (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
+    }
+}
+
+/// The error of a command with too many keys.
+const TOO_MANY_KEYS: Error = Error::Stated("ERR a command has at most 65,536 keys in this store");
+/// The error of a write whose effect is unknown. The connection ends after it.
+const IN_DOUBT: Error = Error::Stated(
+    "ERR outcome unknown: no server responded before the deadline, and the write may still take effect",
+);
+/// The error of a request that no server could serve.
+const NOT_SERVED: Error = Error::Stated(
+    "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
+);
+
+/// Returns the responses to the requests of a step that has ended.
+fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
+    if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
+        return Err(IN_DOUBT);
+    }
+    let outcomes = parts.iter().map(|part| part.outcome.as_ref());
+    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(NOT_SERVED)).collect()
+}
+
+fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
+    let Outcome::Response(frame) = outcome else { return None };
+    let frame = split_frame(frame, &FrameRules::unchecked(MAX_RESPONSE_BODY)).ok()??;
+    Response::read(frame.body).ok()
+}
+
+/// Continues a command with its responses.
+fn finish_with(
+    responses: &[Response<'_>],
+    is_read: &[bool],
+    finish: Finish,
+    reply: &mut PartialReply,
+) -> Result<Plan, Error> {
+    let answer = |(response, is_read): (&_, &bool)| Answer::of(response, *is_read);
+    let answers = responses.iter().zip(is_read).map(answer);
+    let answers: Vec<Answer<'_>> = answers.collect::<Result<_, Error>>()?;
+    finish(&answers, &mut reply.writer())
+}

@@ -1,0 +1,230 @@
+//! Tests of Redis clients at a shard.
+
+use std::time::Duration;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::{Welcome, opcode};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{BootId, Epoch, GroupId, MapRevision, ServerId, Time, ViewVersion};
+use kv_protocol::limits::MAX_RESPONSE_BODY;
+use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::placement::Placement;
+use kv_protocol::view::{Peer, View};
+
+use crate::dial::DialTarget;
+use crate::handshake::Port;
+use crate::shard::Shard;
+use crate::testing::{CLUSTER, NOW, Pair, WALL, member, take_output, take_output_at, view};
+
+/// Returns the map of three servers; [`view`] is that of the first group.
+fn map() -> Map {
+    let server = |id: u16| MapServer {
+        id: ServerId(id),
+        incarnation: member(id).incarnation,
+        state: ServerState::Up,
+        clients: Some(format!("127.0.0.1:{}", 100 + id).parse().unwrap()),
+    };
+    let other = |group: u16| View {
+        group: GroupId(group),
+        version: ViewVersion(1),
+        primary: Some(member(group)),
+        peer: Peer::Secondary(member((group + 1) % 3)),
+        handover: false,
+    };
+    Map {
+        cluster: CLUSTER,
+        ancestors: Vec::new(),
+        epoch: Epoch { number: 1, boot: BootId(1) },
+        revision: MapRevision(1),
+        shards: 1,
+        servers: (0..3).map(server).collect(),
+        views: vec![view(), other(1), other(2)],
+        hash_tags: false,
+    }
+}
+
+/// Returns a pair whose primary knows the map, and a Redis client at the primary.
+fn joined() -> (Pair, ConnectionId) {
+    let mut pair = Pair::joined();
+    pair.primary.service.note_wall(NOW, WALL);
+    pair.primary.service.set_map(map().into());
+    let client = open(&mut pair.primary);
+    (pair, client)
+}
+
+/// Opens a connection of a Redis client, as the engine does.
+fn open(shard: &mut Shard) -> ConnectionId {
+    let id = shard.open_accepted(NOW, Port::Clients);
+    shard.handle_bytes(NOW, id, b"PING\r\n");
+    shard.adopt_accepted(NOW, id);
+    assert_eq!(take_output(shard, id), b"+PONG\r\n");
+    id
+}
+
+/// Returns a key of a group.
+fn key_of(group: u16) -> String {
+    let placement = Placement::new(3, 1);
+    let is_of_group = |key: &String| placement.locate(key.as_bytes()).0 == GroupId(group);
+    (0..).map(|n| format!("key{n}")).find(is_of_group).unwrap()
+}
+
+/// Encodes commands, whose words are separated by spaces.
+fn commands(lines: &[&str]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        bytes.extend(format!("*{}\r\n", words.len()).into_bytes());
+        for word in words {
+            bytes.extend(format!("${}\r\n{word}\r\n", word.len()).into_bytes());
+        }
+    }
+    bytes
+}
+
+/// Ends a wake-up, and takes what the client receives.
+fn replies(pair: &mut Pair, client: ConnectionId) -> String {
+    pair.exchange();
+    String::from_utf8(take_output(&mut pair.primary, client)).unwrap()
+}
+
+#[test]
+fn a_pipeline_gets_its_replies_in_order_and_reads_its_own_writes() {
+    let (mut pair, client) = joined();
+    let key = key_of(0);
+    let lines =
+        [format!("SET {key} 1"), format!("GET {key}"), "PING".into(), format!("SET {key} 2")];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    pair.primary.handle_bytes(NOW, client, &commands(&lines));
+    pair.primary.finish_wake_up(NOW);
+    let early = take_output(&mut pair.primary, client);
+    assert_eq!(early, b"", "a reply was sent before the write has its second copy");
+    assert_eq!(replies(&mut pair, client), "+OK\r\n$1\r\n1\r\n+PONG\r\n+OK\r\n");
+}
+
+#[test]
+fn commands_in_any_pieces_are_served_as_if_they_came_at_once() {
+    let (mut pair, client) = joined();
+    let key = key_of(0);
+    let line = format!("SET {key} value");
+    for byte in commands(&[&line, &format!("GET {key}")]) {
+        pair.primary.handle_bytes(NOW, client, &[byte]);
+    }
+    assert_eq!(replies(&mut pair, client), "+OK\r\n$5\r\nvalue\r\n");
+}
+
+#[test]
+fn malformed_bytes_get_an_error_and_a_close() {
+    let (mut pair, client) = joined();
+    pair.primary.handle_bytes(NOW, client, b"*1\r\n:3\r\nPING\r\n");
+    let said = replies(&mut pair, client);
+    assert_eq!(said, "-ERR Protocol error: expected '$', got ':'\r\n");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Shut);
+}
+
+/// A stand-in for another server: the requests that a link brought.
+struct Other {
+    link: ConnectionId,
+}
+
+impl Other {
+    /// Accepts the link that the shard dials.
+    fn accept(shard: &mut Shard, now: Time, server: u16) -> Other {
+        let due = shard.due_dials(now);
+        let address = format!("127.0.0.1:{}", 100 + server).parse().unwrap();
+        let is_wanted = |(target, to): &&(DialTarget, _)| {
+            matches!(target, DialTarget::Link(_)) && *to == address
+        };
+        let (target, _) = due.iter().find(is_wanted).expect("a link is dialled");
+        let link = shard.open_dialled(now, *target);
+        let hello = take_output_at(now, shard, link);
+        assert_eq!(hello[5], opcode::HELLO);
+        let welcome = Welcome {
+            cluster: CLUSTER,
+            server: Some(member(server)),
+            servers: 3,
+            shards: 1,
+            max_value: 0,
+            starts: Default::default(),
+            version: 2,
+        };
+        let mut bytes = Vec::new();
+        welcome.write(&mut bytes);
+        shard.handle_bytes(now, link, &bytes);
+        Other { link }
+    }
+
+    /// Takes the requests that were sent, as id, opcode and seq.
+    fn requests(&self, shard: &mut Shard, now: Time) -> Vec<(u64, u8, u64)> {
+        shard.finish_wake_up(now);
+        let bytes = take_output_at(now, shard, self.link);
+        let (mut rest, mut requests) = (&bytes[..], Vec::new());
+        while let Some(frame) =
+            split_frame(rest, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap()
+        {
+            let number = |at: usize| u64::from_le_bytes(frame.body[at..at + 8].try_into().unwrap());
+            requests.push((number(0), frame.opcode, number(32)));
+            rest = &rest[frame.consumed..];
+        }
+        requests
+    }
+}
+
+#[test]
+fn a_write_is_sent_again_under_its_number_after_the_link_is_lost() {
+    let (mut pair, client) = joined();
+    let line = format!("SET {} 1", key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    let [(_, opcode::PUT, seq)] = other.requests(&mut pair.primary, NOW)[..] else { panic!() };
+    pair.primary.handle_failure(other.link);
+    pair.primary.close(NOW, other.link);
+    let mut later = NOW;
+    for _ in 0..3 {
+        later = later + Duration::from_millis(100);
+        pair.primary.handle_tick(later, WALL);
+        pair.primary.finish_wake_up(later);
+    }
+    let again = Other::accept(&mut pair.primary, later, 2);
+    let [(_, opcode::PUT, retried)] = again.requests(&mut pair.primary, later)[..] else {
+        panic!()
+    };
+    assert_eq!(seq, retried);
+}
+
+#[test]
+fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_connection() {
+    let (mut pair, client) = joined();
+    let lines = [format!("SET {} 1", key_of(2)), "PING".into()];
+    pair.primary.handle_bytes(NOW, client, &commands(&[&lines[0], &lines[1]]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
+    let mut now = NOW;
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        pair.primary.finish_wake_up(now);
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-ERR outcome unknown"), "{said}");
+    assert!(said.ends_with("+PONG\r\n"), "{said}");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Shut);
+}
+
+#[test]
+fn a_request_that_no_server_could_serve_is_not_done_and_the_connection_stays() {
+    let (mut pair, client) = joined();
+    let line = format!("SET {} 1", key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let mut now = NOW;
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        pair.primary.finish_wake_up(now);
+        for (target, _) in pair.primary.due_dials(now) {
+            pair.primary.handle_dial_failed(now, target, "refused");
+        }
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-TRYAGAIN"), "{said}");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Read);
+}

@@ -1,0 +1,8 @@
+//! Tests of Redis clients on real clusters.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod door;
+mod resp;
+mod tools;
