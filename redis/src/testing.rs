@@ -162,8 +162,9 @@ impl Store {
                 None => drop(self.entries.remove(&key)),
             }
         }
+        let retained = outcome.response.unwrap_or_default();
         let RetainedResponse { value, deadline } =
-            RetainedResponse::read(&outcome.response).unwrap_or_default();
+            RetainedResponse::read(&retained).unwrap_or_default();
         let (status, has_value) = (outcome.status, value.is_some());
         let value = value.unwrap_or(&[]);
         let response = Response { status, value, has_value, deadline, copies: 2, ..response };

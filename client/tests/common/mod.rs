@@ -811,7 +811,11 @@ fn update(state: &mut State, key: &[u8], updates: &Updates<'_>) -> Record {
         }
     }
     let version = if evaluation.is_done { state.last_sn } else { evaluation.found.0 };
-    Record { status: Some(evaluation.status), version, rest: evaluation.response.to_vec() }
+    Record {
+        status: Some(evaluation.status),
+        version,
+        rest: evaluation.response.unwrap_or_default().to_vec(),
+    }
 }
 
 /// Returns the current wall time.
