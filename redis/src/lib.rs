@@ -7,7 +7,7 @@
 //!                      Reply written <- finish <- responses <- Ask, Ask <-+-- Ask
 //! ```
 //!
-//! A command is a function from its arguments to a [`Plan`]: a reply, or requests to the store and a function that makes
+//! A command is a function from its arguments to a [`plan::Plan`]: a reply, or requests to the store and a function that makes
 //! the reply from their responses. The crate does not know connections, servers or retries; `kv_shard` sends the
 //! requests and keeps the order of the replies.
 //!
