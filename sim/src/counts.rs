@@ -40,6 +40,8 @@ pub struct Counts {
     /// The number of reads with a result, and of writes that were done, failed their condition or had nothing to
     /// delete. Settled writes are not included.
     pub operations: u64,
+    /// The number of commands of Redis clients with a definite reply.
+    pub commands: u64,
     /// The number of scans that ended.
     pub scans: u64,
     /// The number of pages of scans.
@@ -137,6 +139,7 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.commands += other.commands;
         self.scans += other.scans;
         self.scan_pages += other.scan_pages;
         self.settled_done += other.settled_done;

@@ -1,0 +1,91 @@
+//! Keys that one Redis client alone uses, each through one connection at a time. The client knows their values, so it
+//! expects one exact reply to each command. A command that is executed before an earlier one of the same key, or
+//! twice, has another reply.
+
+use kv_testkit::random::Random;
+use kv_testkit::resp::Reply;
+
+/// The number of keys of a client.
+const KEYS: usize = 3;
+
+/// The keys of a client.
+#[derive(Debug)]
+pub struct OwnKeys {
+    client: usize,
+    keys: [Own; KEYS],
+}
+
+/// A key, of which the name changes when its value is no longer known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    generation: u64,
+    /// The value after all commands so far.
+    value: Option<i64>,
+}
+
+/// A command on an own key.
+#[derive(Clone, Debug)]
+pub struct OwnCommand {
+    /// The index of the key.
+    at: usize,
+    generation: u64,
+    /// The arguments.
+    pub args: Vec<Vec<u8>>,
+    /// The reply.
+    pub expected: Reply,
+}
+
+impl OwnKeys {
+    /// Creates the keys of a client.
+    pub fn new(client: usize) -> OwnKeys {
+        OwnKeys { client, keys: [Own::default(); KEYS] }
+    }
+
+    /// Chooses a command on one of the keys.
+    pub fn choose(&mut self, random: &mut Random) -> OwnCommand {
+        let at = random.index(KEYS);
+        let kind = random.below(100);
+        let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
+        self.command(at, kind, amount)
+    }
+
+    /// Returns a GET of each key.
+    pub fn last_reads(&mut self) -> Vec<OwnCommand> {
+        (0..KEYS).map(|at| self.command(at, 99, 0)).collect()
+    }
+
+    fn command(&mut self, at: usize, kind: u64, amount: i64) -> OwnCommand {
+        let (client, Own { generation, value }) = (self.client, self.keys[at]);
+        let key = format!("own.{client}.{at}.{generation}").into_bytes();
+        let number = amount.to_string().into_bytes();
+        let ok = || Reply::Simple("OK".to_owned());
+        let old = match value {
+            Some(value) => Reply::Bulk(value.to_string().into_bytes()),
+            None => Reply::Null,
+        };
+        let sum = value.unwrap_or(0) + amount;
+        let (name, more, expected, after) = match kind {
+            0..15 => ("SET", Some(number), ok(), Some(amount)),
+            15..45 => ("INCRBY", Some(number), Reply::Integer(sum), Some(sum)),
+            45..52 => ("DEL", None, Reply::Integer(value.is_some().into()), None),
+            52..60 => ("GETSET", Some(number), old, Some(amount)),
+            _ => ("GET", None, old, value),
+        };
+        self.keys[at].value = after;
+        let name = name.as_bytes().to_vec();
+        let args = [name, key].into_iter().chain(more).collect();
+        OwnCommand { at, generation, args, expected }
+    }
+
+    /// Returns whether the value of the command's key was known when the command was chosen, and still is.
+    pub fn is_known(&self, command: &OwnCommand) -> bool {
+        self.keys[command.at].generation == command.generation
+    }
+
+    /// Gives a key another name, because the effect of this command is not known.
+    pub fn forget(&mut self, command: &OwnCommand) {
+        if self.is_known(command) {
+            self.keys[command.at] = Own { generation: command.generation + 1, value: None };
+        }
+    }
+}
