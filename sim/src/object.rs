@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
+use crate::redis::command::Command;
 use kv_history::object::{Answer, Change, Guard, Lifetime, Outcome, Shown, Text, Update};
 use kv_protocol::client_message::{Condition, Operation, Part, Response, Status, WriteHeader};
 use kv_protocol::ids::{SequenceNumber, WallTime};
 use kv_protocol::update::{self as wire, Action, Expiry, Precondition, UpdateResult, Updates};
-use crate::redis::command::Command;
 use kv_testkit::objects::{self, is_whole, to_wire};
 
 /// An operation on an object.

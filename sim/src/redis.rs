@@ -156,13 +156,21 @@ impl RedisClient {
     pub fn disconnect(&mut self) -> Vec<(Sent, bool)> {
         let sent = self.sent();
         let lost = std::mem::take(&mut self.queue).into_iter();
-        let lost = lost.map(|command| { let is_sent = command.end <= sent; (command, is_sent) });
+        let lost = lost.map(|command| {
+            let is_sent = command.end <= sent;
+            (command, is_sent)
+        });
         let lost = lost.collect();
         self.connection = None;
         self.unsent.clear();
         (self.planned, self.is_shut, self.is_ending) = (0, false, false);
         self.replies = Replies::default();
         lost
+    }
+
+    /// Returns whether a key is one of the client's own.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        self.own.as_ref().is_some_and(|own| own.has_used(key))
     }
 
     /// Records a value of a register's key.

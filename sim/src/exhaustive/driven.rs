@@ -114,7 +114,8 @@ impl Machine for Driven {
         self.shard.finish_wake_up(now);
         self.take_responses(&mut done);
         self.take_stream_output(frames, &mut done);
-        self.is_dialling |= self.shard.due_dials(now).iter().any(|(target, _)| *target == GROUP.into());
+        self.is_dialling |=
+            self.shard.due_dials(now).iter().any(|(target, _)| *target == GROUP.into());
         self.take_stream_output(frames, &mut done);
         done
     }

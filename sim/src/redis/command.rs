@@ -73,9 +73,11 @@ impl Command {
             ..plain.clone()
         };
         match &plain.change {
-            Change::Put(value) => {
-                Command::set(key, value, Update { returns_value: update.returns_value, ..plain.clone() })
-            }
+            Change::Put(value) => Command::set(
+                key,
+                value,
+                Update { returns_value: update.returns_value, ..plain.clone() },
+            ),
             Change::Delete if update.returns_value => {
                 let args = words(&["GETDEL"], [key]);
                 Command::of(args, vec![Update { returns_value: true, ..free }], Form::Value)

@@ -54,9 +54,19 @@ impl OwnKeys {
         (0..KEYS).map(|at| self.command(at, 99, 0)).collect()
     }
 
+    /// Returns whether the client has used this key.
+    pub fn has_used(&self, key: &[u8]) -> bool {
+        let of = |at: usize| (0..=self.keys[at].generation).map(move |generation| (at, generation));
+        (0..KEYS).flat_map(of).any(|(at, generation)| self.key(at, generation) == key)
+    }
+
+    fn key(&self, at: usize, generation: u64) -> Vec<u8> {
+        format!("own.{}.{at}.{generation}", self.client).into_bytes()
+    }
+
     fn command(&mut self, at: usize, kind: u64, amount: i64) -> OwnCommand {
-        let (client, Own { generation, value }) = (self.client, self.keys[at]);
-        let key = format!("own.{client}.{at}.{generation}").into_bytes();
+        let Own { generation, value } = self.keys[at];
+        let key = self.key(at, generation);
         let number = amount.to_string().into_bytes();
         let ok = || Reply::Simple("OK".to_owned());
         let old = match value {

@@ -16,8 +16,9 @@ use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, Wal
 use kv_protocol::key::Nonce;
 use kv_protocol::map::Map;
 use kv_protocol::view::View;
-use kv_shard::{DialTarget, 
-    ConnectionMemory, EventKind, HelloBounds, Identity, InstallRefused, Port, Service, Shard, turn,
+use kv_shard::{
+    ConnectionMemory, DialTarget, EventKind, HelloBounds, Identity, InstallRefused, Port, Service,
+    Shard, turn,
 };
 
 use super::engine::{Engine, Turn, WORK_A_WAKE};

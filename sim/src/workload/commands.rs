@@ -17,7 +17,12 @@ const ALL_KEYS_PER_MILLE: u64 = 350;
 
 impl Workload {
     /// Chooses the next command of a Redis client.
-    pub fn plan_command(&mut self, random: &mut Random, now: u64, client: &mut RedisClient) -> Planned {
+    pub fn plan_command(
+        &mut self,
+        random: &mut Random,
+        now: u64,
+        client: &mut RedisClient,
+    ) -> Planned {
         if let Some(own) = client.own.as_mut().filter(|_| random.per_mille(OWN_PER_MILLE)) {
             let command = own.choose(random);
             return Planned { args: command.args.clone(), asked: AskedOf::Own(command) };
@@ -98,4 +103,3 @@ impl Planned {
         Planned { args, asked: AskedOf::Reads { slot, asks, commands } }
     }
 }
-

@@ -125,12 +125,7 @@ impl World {
         self.host_of(Actor::Redis { client })
     }
 
-    pub(super) fn on_redis_bytes(
-        &mut self,
-        client: usize,
-        number: ConnectionNumber,
-        bytes: &[u8],
-    ) {
+    pub(super) fn on_redis_bytes(&mut self, client: usize, number: ConnectionNumber, bytes: &[u8]) {
         if self.redis[client].connection != Some(number) {
             return;
         }
@@ -189,7 +184,10 @@ impl World {
     /// Records the end of a command.
     fn note_command(&mut self, client: usize, command: Sent, end: End) {
         match end {
-            End::Told(_) => self.counts.commands += 1,
+            End::Told(_) => {
+                self.counts.commands += 1;
+                self.counts.operations += 1;
+            }
             End::NotDone => self.counts.refused += 1,
             End::InDoubt => self.counts.in_doubt += 1,
         }
@@ -281,7 +279,13 @@ impl World {
             }
         };
         let (start, end) = (nanos(start), self.end_time(returned == Returned::InDoubt));
-        Some(Entry { client: self.redis_process(client, returned == Returned::InDoubt), start, end, asked, returned })
+        Some(Entry {
+            client: self.redis_process(client, returned == Returned::InDoubt),
+            start,
+            end,
+            asked,
+            returned,
+        })
     }
 
     /// Returns the entry of an operation on an object in its history; `None` if it changed and observed nothing.
@@ -354,8 +358,7 @@ impl World {
         for state in &mut self.redis {
             let Some(own) = state.own.as_mut().filter(|_| !state.is_shut) else { continue };
             for command in own.last_reads() {
-                let planned =
-                    Planned { args: command.args.clone(), asked: AskedOf::Own(command) };
+                let planned = Planned { args: command.args.clone(), asked: AskedOf::Own(command) };
                 state.begin(self.now, planned);
             }
         }
