@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
@@ -383,8 +384,12 @@ impl RedisConnection {
         match self.step_of(plan, reply) {
             Ok(step) => self.begin(now, service, command, step),
             Err(reply) => {
+                let at_once = mutations::is_open(Mutation::RepliesByCompletion);
+                if at_once {
+                    service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
+                }
                 if let Some(place) = self.pending_mut(command) {
-                    *place = Pending::Replied(reply);
+                    *place = Pending::Replied(if at_once { Vec::new() } else { reply });
                 }
                 self.send_complete(now, service);
             }
@@ -448,6 +453,9 @@ impl InFlight {
     fn conflicts_with(&self, other: &InFlight) -> bool {
         if self.keys.is_empty() || other.keys.is_empty() {
             return true;
+        }
+        if mutations::is_open(Mutation::ReadBeforeOwnWrite) && !self.is_write {
+            return false;
         }
         (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
     }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::hash::HashSecret;
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{Hello, Operation, Response, SessionStart, Status, Welcome};
 use kv_protocol::ids::{
@@ -287,6 +288,12 @@ impl Service {
         };
         let Gateway { flights, lanes, .. } = &mut self.gateway;
         let Some(flight) = flights.get(id) else { return };
+        if mutations::is_open(Mutation::RetriedUnderNewNumber)
+            && flight.doubts > 0
+            && let Some(number) = flight.number.take()
+        {
+            lanes.end(place, number, true);
+        }
         if is_write && flight.number.is_none() {
             flight.number = lanes.begin(place, first_client);
             if flight.number.is_none() {
@@ -626,7 +633,9 @@ impl Service {
         while let Some((deadline, id)) = self.gateway.deadlines.front().copied() {
             match self.gateway.flights.get(id) {
                 Some(flight) if deadline <= now => {
-                    let may_take_effect = flight.is_write && flight.doubts > 0;
+                    let may_take_effect = flight.is_write
+                        && flight.doubts > 0
+                        && !mutations::is_open(Mutation::DoubtReportedAsNotDone);
                     let outcome =
                         if may_take_effect { Outcome::InDoubt } else { Outcome::NotServed };
                     self.end(id, outcome);
