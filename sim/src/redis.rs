@@ -49,7 +49,7 @@ pub struct RedisClient {
     pub waits_since: u64,
     /// True if no further commands are sent on this connection.
     pub is_shut: bool,
-    /// True if the last reply was the last one of the connection.
+    /// True if a reply has announced that the server ends the connection.
     pub is_ending: bool,
     /// The keys that no other client uses; `None` in runs in which entries disappear.
     pub own: Option<OwnKeys>,

@@ -61,9 +61,13 @@ pub fn end_has_a_cause(
     let first = client.queue.front().filter(|command| command.end <= client.sent());
     match first {
         Some(command) if is_alive && !client.is_ending && !world.network.is_broken(number) => {
+            let how = if client.is_shut { "half-closed" } else { "open" };
             let words = format!(
-                "the server ends connection {} without a reply to {:?}",
-                number.0, command.asked
+                "the server ends the {how} connection {} without a reply to a command of {} ns, one of {}: {:?}",
+                number.0,
+                command.start,
+                client.queue.len(),
+                command.asked
             );
             Err(Violation::new(31, words))
         }

@@ -142,7 +142,7 @@ impl World {
             };
             let sent = state.sent();
             let command = state.queue.pop_front().filter(|command| command.end <= sent);
-            let Some(command) = command.filter(|_| !state.is_ending) else {
+            let Some(command) = command else {
                 return self.check(|_, _| Err(replies::reply_without_command(number, &reply)));
             };
             state.waits_since = self.now;
@@ -155,7 +155,7 @@ impl World {
     fn end_of(&mut self, client: usize, reply: Reply) -> End {
         let Reply::Error(text) = &reply else { return End::Told(reply) };
         if text.starts_with("ERR outcome unknown") {
-            self.redis[client].is_shut = true;
+            (self.redis[client].is_shut, self.redis[client].is_ending) = (true, true);
             return End::InDoubt;
         }
         let is_refused = ["TRYAGAIN ", "OOM ", "CLUSTERDOWN "];
