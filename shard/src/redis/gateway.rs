@@ -138,6 +138,13 @@ struct Flight {
     pause: Duration,
 }
 
+impl Flight {
+    /// Returns whether this is a write that a server may have executed, or may still execute.
+    fn may_take_effect(&self) -> bool {
+        self.is_write && self.doubts > 0
+    }
+}
+
 /// The holder of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -284,7 +291,7 @@ impl Service {
             }
             Route::Here(view) | Route::Server(_, _, view) => view,
             Route::None => return self.put_back(id, now),
-            Route::Lost => return self.end(id, Outcome::NotServed),
+            Route::Lost => return self.give_up(id),
         };
         let Gateway { flights, lanes, .. } = &mut self.gateway;
         let Some(flight) = flights.get(id) else { return };
@@ -537,8 +544,24 @@ impl Service {
                 self.gateway.has_news = true;
             }
             Status::SessionExpired => self.end(id, Outcome::InDoubt),
+            // This copy was not executed and will not be, but an earlier one may be.
+            Status::OutOfSpace => {
+                flight.doubts -= 1;
+                match flight.may_take_effect() {
+                    true => self.end(id, Outcome::InDoubt),
+                    false => self.end(id, Outcome::Response(encoded(response))),
+                }
+            }
             _ => self.end(id, Outcome::Response(encoded(response))),
         }
+    }
+
+    /// Ends a request without a response.
+    fn give_up(&mut self, id: RequestId) {
+        let Some(flight) = self.gateway.flights.get(id) else { return };
+        let is_in_doubt =
+            flight.may_take_effect() && !mutations::is_open(Mutation::DoubtReportedAsNotDone);
+        self.end(id, if is_in_doubt { Outcome::InDoubt } else { Outcome::NotServed });
     }
 
     /// Ends a request.
@@ -632,14 +655,7 @@ impl Service {
     pub(crate) fn handle_gateway_tick(&mut self, now: Time) {
         while let Some((deadline, id)) = self.gateway.deadlines.front().copied() {
             match self.gateway.flights.get(id) {
-                Some(flight) if deadline <= now => {
-                    let may_take_effect = flight.is_write
-                        && flight.doubts > 0
-                        && !mutations::is_open(Mutation::DoubtReportedAsNotDone);
-                    let outcome =
-                        if may_take_effect { Outcome::InDoubt } else { Outcome::NotServed };
-                    self.end(id, outcome);
-                }
+                Some(_) if deadline <= now => self.give_up(id),
                 Some(_) => break,
                 None => {}
             }
