@@ -231,6 +231,26 @@ fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_conn
 }
 
 #[test]
+fn a_command_that_waits_for_a_write_in_doubt_is_not_begun() {
+    let (mut pair, client) = joined();
+    let lines = [format!("SET {} 1", key_of(2)), format!("SET {} 2", key_of(2))];
+    pair.primary.handle_bytes(NOW, client, &commands(&[&lines[0], &lines[1]]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
+    let mut now = NOW;
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        let late = other.requests(&mut pair.primary, now);
+        let is_begun = !late.is_empty() || !pair.primary.due_dials(now).is_empty();
+        assert!(!is_begun, "the first write could take effect after the second one");
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-ERR outcome unknown") && said.lines().count() == 1, "{said}");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Shut);
+}
+
+#[test]
 fn a_request_that_no_server_could_serve_is_not_done_and_the_connection_stays() {
     let (mut pair, client) = joined();
     let line = format!("SET {} 1", key_of(2));

@@ -137,7 +137,8 @@ impl RedisConnection {
 
     /// Continues with the commands that were held back.
     pub(crate) fn go_on(&mut self, now: Time, service: &mut Service) {
-        if let Some(step) = self.held.take() {
+        // After a write in doubt, a later command could take effect before it.
+        if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
             self.begin_or_hold(now, service, step);
         }
         let input = std::mem::take(&mut self.input);
