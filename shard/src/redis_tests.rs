@@ -231,6 +231,25 @@ fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_conn
 }
 
 #[test]
+fn a_command_that_was_served_in_part_does_not_say_that_nothing_was_changed() {
+    let (mut pair, client) = joined();
+    let line = format!("MSET {} 1 {} 2", key_of(0), key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let mut now = NOW;
+    pair.exchange();
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        pair.primary.finish_wake_up(now);
+        for (target, _) in pair.primary.due_dials(now) {
+            pair.primary.handle_dial_failed(now, target, "refused");
+        }
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-TRYAGAIN ") && said.contains("other keys were changed"), "{said}");
+}
+
+#[test]
 fn a_command_that_waits_for_a_write_in_doubt_is_not_begun() {
     let (mut pair, client) = joined();
     let lines = [format!("SET {} 1", key_of(2)), format!("SET {} 2", key_of(2))];

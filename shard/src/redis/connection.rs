@@ -473,13 +473,21 @@ const NOT_SERVED: Error = Error::Stated(
     "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
 );
 
+/// The error of a command of which only some requests could be served.
+const SERVED_IN_PART: Error = Error::Stated(
+    "TRYAGAIN no server could serve some of the keys before the deadline; the other keys were changed by this command",
+);
+
 /// Returns the responses to the requests of a step that has ended.
 fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
     }
+    let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
+    let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
+    let not_served = if is_changed { SERVED_IN_PART } else { NOT_SERVED };
     let outcomes = parts.iter().map(|part| part.outcome.as_ref());
-    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(NOT_SERVED)).collect()
+    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(not_served.clone())).collect()
 }
 
 fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
