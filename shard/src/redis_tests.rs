@@ -231,6 +231,27 @@ fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_conn
 }
 
 #[test]
+fn a_request_that_a_server_cannot_serve_yet_is_sent_again_after_its_pause() {
+    let (mut pair, client) = joined();
+    pair.primary.handle_tick(NOW, WALL);
+    pair.primary.finish_wake_up(NOW);
+    let line = format!("SET {} 1", key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    let mut now = NOW;
+    for _ in 0..4 {
+        let requests = other.requests(&mut pair.primary, now);
+        assert_eq!(requests.len(), 1, "the request was not sent {now:?}");
+        other.respond(&mut pair.primary, now, requests[0].0, Status::Unavailable);
+        pair.primary.finish_wake_up(now);
+        let due = pair.primary.service.poll_timeout().expect("the request waits for a time");
+        assert!(due > now && due <= now + Duration::from_millis(10), "{:?}", due.since(now));
+        now = due;
+        pair.primary.handle_tick(now, WALL);
+    }
+}
+
+#[test]
 fn a_command_that_was_served_in_part_does_not_say_that_nothing_was_changed() {
     let (mut pair, client) = joined();
     let line = format!("MSET {} 1 {} 2", key_of(0), key_of(2));

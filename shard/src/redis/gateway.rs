@@ -85,6 +85,8 @@ pub(crate) struct Gateway {
     links_made: u64,
     /// The requests that no server has, in the order in which they are tried.
     waiting: VecDeque<RequestId>,
+    /// The time at which the first of them that waits for a time is tried.
+    retry_at: Option<Time>,
     /// The requests by deadline. Some may have ended meanwhile.
     deadlines: VecDeque<(Time, RequestId)>,
     answers: VecDeque<Delivery>,
@@ -212,6 +214,11 @@ impl Flights {
 }
 
 impl Gateway {
+    /// Records that a waiting request is to be tried at this time.
+    fn try_again_at(&mut self, at: Time) {
+        self.retry_at = Some(self.retry_at.map_or(at, |first| first.min(at)));
+    }
+
     /// Counts a command of this wake-up.
     pub(crate) fn count_command(&mut self) {
         self.commands += 1;
@@ -512,6 +519,9 @@ impl Service {
         }
         let of_link = self.gateway.flights.iter_mut().filter(|(_, f)| f.at == Stage::Link(link));
         let lost: Vec<RequestId> = of_link.map(|(id, _)| id).collect();
+        if !lost.is_empty() {
+            self.gateway.try_again_at(retry);
+        }
         lost.into_iter().for_each(|id| self.put_back(id, retry));
     }
 
@@ -528,6 +538,7 @@ impl Service {
                 let pause = flight.pause;
                 flight.pause = (pause * 2).min(PAUSE_LAST);
                 self.put_back(id, now + pause);
+                self.gateway.try_again_at(now + pause);
             }
             // This was the only copy of the request, so it was not executed. Its session began at a position that is too
             // old, so it gets a new one.
@@ -641,11 +652,15 @@ impl Service {
 
     /// Tries all waiting requests whose time has come.
     fn retry_waiting(&mut self, now: Time) {
+        self.gateway.retry_at = None;
         for _ in 0..self.gateway.waiting.len() {
             let Some(id) = self.gateway.waiting.pop_front() else { return };
             match self.gateway.flights.get(id).map(|flight| flight.at) {
                 Some(Stage::Waiting(at)) if at <= now => self.dispatch(now, id),
-                Some(Stage::Waiting(_)) => self.gateway.waiting.push_back(id),
+                Some(Stage::Waiting(at)) => {
+                    self.gateway.waiting.push_back(id);
+                    self.gateway.try_again_at(at);
+                }
                 _ => {}
             }
         }
@@ -666,7 +681,8 @@ impl Service {
 
     /// Returns when [`Service::handle_gateway_tick`] has work next.
     pub(crate) fn poll_gateway(&self) -> Option<Time> {
-        self.gateway.deadlines.front().map(|(deadline, _)| *deadline)
+        let deadline = self.gateway.deadlines.front().map(|(deadline, _)| *deadline);
+        deadline.into_iter().chain(self.gateway.retry_at).min()
     }
 
     /// Records that the views may have changed.
