@@ -7,6 +7,8 @@ use kv_testkit::resp::Reply;
 
 /// The number of keys of a client.
 const KEYS: usize = 3;
+/// The probability, per mille, that a command concerns all of them.
+const ALL_PER_MILLE: u64 = 150;
 
 /// The keys of a client.
 #[derive(Debug)]
@@ -26,9 +28,8 @@ struct Own {
 /// A command on an own key.
 #[derive(Clone, Debug)]
 pub struct OwnCommand {
-    /// The index of the key.
-    at: usize,
-    generation: u64,
+    /// The keys, each with the number of its name.
+    keys: Vec<(usize, u64)>,
     /// The arguments.
     pub args: Vec<Vec<u8>>,
     /// The reply.
@@ -43,6 +44,9 @@ impl OwnKeys {
 
     /// Chooses a command on one of the keys.
     pub fn choose(&mut self, random: &mut Random) -> OwnCommand {
+        if random.per_mille(ALL_PER_MILLE) {
+            return self.command_on_all(random.index(3), random.below(1_000).cast_signed());
+        }
         let at = random.index(KEYS);
         let kind = random.below(100);
         let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
@@ -69,10 +73,7 @@ impl OwnKeys {
         let key = self.key(at, generation);
         let number = amount.to_string().into_bytes();
         let ok = || Reply::Simple("OK".to_owned());
-        let old = match value {
-            Some(value) => Reply::Bulk(value.to_string().into_bytes()),
-            None => Reply::Null,
-        };
+        let old = bulk(value);
         let sum = value.unwrap_or(0) + amount;
         let (name, more, expected, after) = match kind {
             0..15 => ("SET", Some(number), ok(), Some(amount)),
@@ -84,18 +85,52 @@ impl OwnKeys {
         self.keys[at].value = after;
         let name = name.as_bytes().to_vec();
         let args = [name, key].into_iter().chain(more).collect();
-        OwnCommand { at, generation, args, expected }
+        OwnCommand { keys: vec![(at, generation)], args, expected }
     }
 
-    /// Returns whether the value of the command's key was known when the command was chosen, and still is.
-    pub fn is_known(&self, command: &OwnCommand) -> bool {
-        self.keys[command.at].generation == command.generation
-    }
-
-    /// Gives a key another name, because the effect of this command is not known.
-    pub fn forget(&mut self, command: &OwnCommand) {
-        if self.is_known(command) {
-            self.keys[command.at] = Own { generation: command.generation + 1, value: None };
+    /// Returns an MGET, MSET or DEL of all keys, which are of several groups.
+    fn command_on_all(&mut self, kind: usize, number: i64) -> OwnCommand {
+        let keys: Vec<(usize, u64)> =
+            self.keys.iter().map(|own| own.generation).enumerate().collect();
+        let values = self.keys.map(|own| own.value);
+        let (name, after, expected) = match kind {
+            0 => ("MSET", Some(number), Reply::Simple("OK".to_owned())),
+            1 => {
+                let count = values.iter().flatten().count();
+                ("DEL", None, Reply::Integer(i64::try_from(count).expect("keys are few")))
+            }
+            _ => ("MGET", None, Reply::Array(values.map(bulk).into())),
+        };
+        let mut args = vec![name.as_bytes().to_vec()];
+        for (at, generation) in &keys {
+            args.push(self.key(*at, *generation));
+            args.extend((kind == 0).then(|| number.to_string().into_bytes()));
         }
+        if kind < 2 {
+            self.keys.iter_mut().for_each(|own| own.value = after);
+        }
+        OwnCommand { keys, args, expected }
+    }
+
+    /// Returns whether the values of the command's keys were known when the command was chosen, and still are.
+    pub fn is_known(&self, command: &OwnCommand) -> bool {
+        command.keys.iter().all(|(at, generation)| self.keys[*at].generation == *generation)
+    }
+
+    /// Gives the keys of a command other names, because its effect is not known.
+    pub fn forget(&mut self, command: &OwnCommand) {
+        for (at, generation) in &command.keys {
+            let own = &mut self.keys[*at];
+            if own.generation == *generation {
+                *own = Own { generation: generation + 1, value: None };
+            }
+        }
+    }
+}
+
+fn bulk(value: Option<i64>) -> Reply {
+    match value {
+        Some(value) => Reply::Bulk(value.to_string().into_bytes()),
+        None => Reply::Null,
     }
 }
