@@ -91,6 +91,11 @@ pub enum Mutation {
     EvictedBySecondary = 81,
     ScanInAnotherOrder = 82,
     PlacedByWholeKey = 83,
+    RetriedUnderNewNumber = 84,
+    ReadBeforeOwnWrite = 85,
+    RepliesByCompletion = 86,
+    DoubtReportedAsNotDone = 87,
+    ClosedLaneReused = 88,
 }
 
 /// Returns false: without the feature `mutations` no rule can be disabled.
@@ -160,7 +165,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 79] = {
+    pub const ALL: [Mutation; 84] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -242,6 +247,11 @@ mod mutant {
             EvictedBySecondary,
             ScanInAnotherOrder,
             PlacedByWholeKey,
+            RetriedUnderNewNumber,
+            ReadBeforeOwnWrite,
+            RepliesByCompletion,
+            DoubtReportedAsNotDone,
+            ClosedLaneReused,
         ]
     };
 
@@ -373,6 +383,13 @@ mod mutant {
                 Mutation::PlacedByWholeKey => {
                     "a server places a key by the whole key, despite hash tags"
                 }
+                Mutation::RetriedUnderNewNumber => {
+                    "a Redis client's write sent again under a new number"
+                }
+                Mutation::ReadBeforeOwnWrite => "a read before an earlier write of its connection",
+                Mutation::RepliesByCompletion => "replies in the order of completion",
+                Mutation::DoubtReportedAsNotDone => "a write in doubt reported as not done",
+                Mutation::ClosedLaneReused => "the client id of a closed session used again",
             }
         }
     }

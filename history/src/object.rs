@@ -233,6 +233,8 @@ pub struct ObjectEntry {
     pub is_read: bool,
     /// False for a read whose response has no deadline.
     pub shows_deadline: bool,
+    /// False for an operation whose response has no version.
+    pub shows_version: bool,
     /// The updates.
     pub updates: Arc<[Update]>,
     /// The response.

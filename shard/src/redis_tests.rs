@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::client_message::{Welcome, opcode};
+use kv_protocol::client_message::{Response, Status, Welcome, opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
-use kv_protocol::ids::{BootId, Epoch, GroupId, MapRevision, ServerId, Time, ViewVersion};
+use kv_protocol::ids::{
+    BootId, Epoch, GroupId, MapRevision, RequestId, SequenceNumber, ServerId, Time, ViewVersion,
+};
 use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::Placement;
@@ -153,6 +155,24 @@ impl Other {
         Other { link }
     }
 
+    /// Responds to a request without a value.
+    fn respond(&self, shard: &mut Shard, now: Time, id: u64, status: Status) {
+        let response = Response {
+            id: RequestId(id),
+            status,
+            copies: 0,
+            view: ViewVersion(1),
+            version: SequenceNumber::ZERO,
+            value: &[],
+            whole: 0,
+            has_value: false,
+            deadline: None,
+        };
+        let mut bytes = Vec::new();
+        response.write(&mut bytes);
+        shard.handle_bytes(now, self.link, &bytes);
+    }
+
     /// Takes the requests that were sent, as id, opcode and seq.
     fn requests(&self, shard: &mut Shard, now: Time) -> Vec<(u64, u8, u64)> {
         shard.finish_wake_up(now);
@@ -211,6 +231,66 @@ fn a_write_that_may_take_effect_after_its_deadline_is_in_doubt_and_ends_the_conn
 }
 
 #[test]
+fn a_request_that_a_server_cannot_serve_yet_is_sent_again_after_its_pause() {
+    let (mut pair, client) = joined();
+    pair.primary.handle_tick(NOW, WALL);
+    pair.primary.finish_wake_up(NOW);
+    let line = format!("SET {} 1", key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    let mut now = NOW;
+    for _ in 0..4 {
+        let requests = other.requests(&mut pair.primary, now);
+        assert_eq!(requests.len(), 1, "the request was not sent {now:?}");
+        other.respond(&mut pair.primary, now, requests[0].0, Status::Unavailable);
+        pair.primary.finish_wake_up(now);
+        let due = pair.primary.service.poll_timeout().expect("the request waits for a time");
+        assert!(due > now && due <= now + Duration::from_millis(10), "{:?}", due.since(now));
+        now = due;
+        pair.primary.handle_tick(now, WALL);
+    }
+}
+
+#[test]
+fn a_command_that_was_served_in_part_does_not_say_that_nothing_was_changed() {
+    let (mut pair, client) = joined();
+    let line = format!("MSET {} 1 {} 2", key_of(0), key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let mut now = NOW;
+    pair.exchange();
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        pair.primary.finish_wake_up(now);
+        for (target, _) in pair.primary.due_dials(now) {
+            pair.primary.handle_dial_failed(now, target, "refused");
+        }
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-TRYAGAIN ") && said.contains("other keys were changed"), "{said}");
+}
+
+#[test]
+fn a_command_that_waits_for_a_write_in_doubt_is_not_begun() {
+    let (mut pair, client) = joined();
+    let lines = [format!("SET {} 1", key_of(2)), format!("SET {} 2", key_of(2))];
+    pair.primary.handle_bytes(NOW, client, &commands(&[&lines[0], &lines[1]]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
+    let mut now = NOW;
+    for _ in 0..60 {
+        now = now + Duration::from_millis(100);
+        pair.primary.handle_tick(now, WALL);
+        let late = other.requests(&mut pair.primary, now);
+        let is_begun = !late.is_empty() || !pair.primary.due_dials(now).is_empty();
+        assert!(!is_begun, "the first write could take effect after the second one");
+    }
+    let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-ERR outcome unknown") && said.lines().count() == 1, "{said}");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Shut);
+}
+
+#[test]
 fn a_request_that_no_server_could_serve_is_not_done_and_the_connection_stays() {
     let (mut pair, client) = joined();
     let line = format!("SET {} 1", key_of(2));
@@ -227,4 +307,49 @@ fn a_request_that_no_server_could_serve_is_not_done_and_the_connection_stays() {
     let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
     assert!(said.starts_with("-TRYAGAIN"), "{said}");
     assert_eq!(pair.primary.fate(client), crate::Fate::Read);
+}
+
+#[test]
+fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt() {
+    let (mut pair, client) = joined();
+    let line = format!("SET {} 1", key_of(2));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    let other = Other::accept(&mut pair.primary, NOW, 2);
+    assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
+    let mut lost = map();
+    lost.revision = MapRevision(2);
+    lost.views[2].version = ViewVersion(2);
+    (lost.views[2].primary, lost.views[2].peer) = (None, Peer::None);
+    pair.primary.service.set_map(lost.into());
+    pair.primary.finish_wake_up(NOW);
+    let said = String::from_utf8(take_output(&mut pair.primary, client)).unwrap();
+    assert!(said.starts_with("-ERR outcome unknown"), "another client may have read it: {said}");
+}
+
+#[test]
+fn a_write_that_no_memory_is_left_for_is_in_doubt_if_it_was_sent_before() {
+    for links_lost in 0..2 {
+        let (mut pair, client) = joined();
+        let line = format!("SET {} 1", key_of(2));
+        pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+        let mut now = NOW;
+        let mut other = Other::accept(&mut pair.primary, now, 2);
+        for _ in 0..links_lost {
+            assert_eq!(other.requests(&mut pair.primary, now).len(), 1);
+            pair.primary.handle_failure(other.link);
+            pair.primary.close(now, other.link);
+            for _ in 0..3 {
+                now = now + Duration::from_millis(100);
+                pair.primary.handle_tick(now, WALL);
+                pair.primary.finish_wake_up(now);
+            }
+            other = Other::accept(&mut pair.primary, now, 2);
+        }
+        let requests = other.requests(&mut pair.primary, now);
+        other.respond(&mut pair.primary, now, requests[0].0, Status::OutOfSpace);
+        pair.primary.finish_wake_up(now);
+        let said = String::from_utf8(take_output_at(now, &mut pair.primary, client)).unwrap();
+        let expected = if links_lost == 0 { "-OOM " } else { "-ERR outcome unknown" };
+        assert!(said.starts_with(expected), "after {links_lost} lost links: {said}");
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kv_core::cluster::{Cluster, ClusterConfig, DoubleFault, DurableState, Effect, LinkId, Origin};
 use kv_protocol::ids::{BootId, ClusterId, Epoch, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
+use kv_protocol::map::Map;
 
 use crate::network::ConnectionNumber;
 
@@ -30,6 +31,8 @@ pub struct Coordinator {
     /// Admitted heartbeat connections, with the server that sends on each.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
     next_link: u64,
+    /// The revision of the last map that was sent on each heartbeat connection.
+    maps_sent: BTreeMap<ConnectionNumber, u64>,
     /// Open order connections, by process.
     pub orders: BTreeMap<Member, ConnectionNumber>,
     /// The time of the next wake-up for a timer; `None` if none is scheduled.
@@ -70,6 +73,7 @@ impl Coordinator {
             slept: 0,
             links: BTreeMap::new(),
             next_link: 0,
+            maps_sent: BTreeMap::new(),
             orders: BTreeMap::new(),
             wake_at: None,
             shape,
@@ -123,6 +127,7 @@ impl Coordinator {
         }
         self.cluster = None;
         self.links.clear();
+        self.maps_sent.clear();
         self.orders.clear();
         self.wake_at = None;
         self.paused_until = 0;
@@ -142,6 +147,15 @@ impl Coordinator {
             None => Cluster::found_restored(now, self.config(1), self.origin.clone(), effects),
         };
         self.cluster = Some(restarted);
+    }
+
+    /// Returns the map to send in response to a heartbeat; `None` if the last one on this connection is the newest, or
+    /// if the cluster has not served yet.
+    pub fn map_for(&mut self, number: ConnectionNumber) -> Option<Map> {
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.has_served())?;
+        let revision = cluster.revision();
+        let last = self.maps_sent.insert(number, revision);
+        (last != Some(revision)).then(|| cluster.map())
     }
 
     /// Returns the id of a new link.

@@ -22,6 +22,7 @@ const SLOW_FAULTS_A_KIND: u64 = 50;
 /// The minimum number of operations of each kind on objects.
 const OPERATIONS_A_KIND: u64 = 5_000;
 const LOAD: u64 = 1_000_000;
+const COMMANDS: u64 = 100_000;
 const CLIENTS_WAYS: u64 = 1_000;
 /// The number of recovery steps, and the index of the faults that struck at rest.
 const STEPS: usize = 6;
@@ -40,6 +41,8 @@ pub struct Counts {
     /// The number of reads with a result, and of writes that were done, failed their condition or had nothing to
     /// delete. Settled writes are not included.
     pub operations: u64,
+    /// The number of commands of Redis clients with a definite reply. They are counted as operations too.
+    pub commands: u64,
     /// The number of scans that ended.
     pub scans: u64,
     /// The number of pages of scans.
@@ -137,6 +140,7 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.commands += other.commands;
         self.scans += other.scans;
         self.scan_pages += other.scan_pages;
         self.settled_done += other.settled_done;
@@ -201,6 +205,7 @@ impl Counts {
         least("periods without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
         least("evicted entries".to_owned(), self.evicted, 1);
+        least("commands of Redis clients".to_owned(), self.commands, COMMANDS);
         least("flushes".to_owned(), self.flushes, 1);
         least("flushes that began again".to_owned(), self.flushes_resumed, 1);
         least("requests of load-only clients".to_owned(), self.load, LOAD);
@@ -280,6 +285,7 @@ impl Counts {
              {} long values read\n",
             self.handed_over, self.resets, self.half_closes, self.forged, self.long_values
         );
+        text += &format!("Redis clients: {} commands\n", self.commands);
         let objects = self.objects.iter().map(|(kind, count)| format!("{count} {kind}"));
         text += &format!("on objects: {}\n", objects.collect::<Vec<_>>().join(", "));
         let faults = self.all_faults();
@@ -317,7 +323,7 @@ mod tests {
         (counts.settled_done, counts.settled_not_done) = (SETTLED, SETTLED);
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
-        counts.evicted = 1;
+        (counts.evicted, counts.commands) = (1, COMMANDS);
         (counts.flushes, counts.flushes_resumed) = (1, 1);
         counts.load = LOAD;
         (counts.handed_over, counts.resets) = (CLIENTS_WAYS, CLIENTS_WAYS);

@@ -58,6 +58,8 @@ pub enum Happening {
     Resume(Option<usize>),
     /// A client wakes up.
     WakeClient(usize),
+    /// A Redis client wakes up.
+    WakeRedis(usize),
     /// A client's machine is suspended for this time.
     SleepClient(usize, u64),
     /// A client's machine resumes after a suspension of this length.

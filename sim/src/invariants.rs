@@ -44,6 +44,8 @@
 //! | 28 | no load moves a view | [`slowness::load_moves_no_view`] |
 //! | 29 | every response has a request on its connection | [`messages::response_without_request`] |
 //! | 30 | every key that exists throughout a scan comes | [`scans::every_key_comes`] |
+//! | 31 | every Redis command gets its reply, in order and in time | [`redis::replies_in_time`] |
+//! | 32 | the commands of a Redis connection on one key take effect in order | [`redis::own_commands_take_effect_in_order`] |
 //!
 //! A panic of a state machine counts as number 0.
 
@@ -60,6 +62,7 @@ pub mod flushes;
 pub mod groups;
 pub mod leases;
 pub mod messages;
+pub mod redis;
 pub mod roles;
 pub mod scans;
 pub mod slowness;

@@ -9,6 +9,7 @@
 //!     dump         dumps on a host's disk, and their loading into a new process
 //!     coordinator  its state machine (the brain) and its disk
 //!     client       operations, sessions, retries       workload: their choice     object: their encoding
+//!     redis        Redis clients, at any server: pipelines, replies in order
 //!     network      ordered bytes, cuts, breaks         clock: drift, wall clocks
 //!     nemesis      faults
 //!   checks       invariants (by theme); kv_history: linearizability of each key or object
@@ -35,6 +36,7 @@ pub mod invariants;
 pub mod nemesis;
 pub mod network;
 pub mod object;
+pub mod redis;
 pub mod server;
 pub mod trace;
 pub mod workload;

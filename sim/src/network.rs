@@ -43,6 +43,11 @@ pub enum Actor {
         /// The client's index.
         client: usize,
     },
+    /// A Redis client.
+    Redis {
+        /// The client's index among the Redis clients.
+        client: usize,
+    },
     /// The client that scans the cluster.
     Scanner,
     /// A client that only produces load.
@@ -172,6 +177,11 @@ impl Network {
     /// Records that a fault has broken a connection.
     pub fn note_broken(&mut self, number: ConnectionNumber) {
         self.connections[number.0].is_broken = true;
+    }
+
+    /// Returns whether a fault has broken a connection.
+    pub fn is_broken(&self, number: ConnectionNumber) -> bool {
+        self.connections[number.0].is_broken
     }
 
     /// Returns whether bytes from one host to another are held back.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::redis::command::Command;
 use kv_history::object::{Answer, Change, Guard, Lifetime, Outcome, Shown, Text, Update};
 use kv_protocol::client_message::{Condition, Operation, Part, Response, Status, WriteHeader};
 use kv_protocol::ids::{SequenceNumber, WallTime};
@@ -38,6 +39,13 @@ impl ObjectAsk {
         let update = Update { returns_value: true, ..Update::new(key, Change::Check) };
         let updates = [update].into();
         let (is_read, is_plain, bytes) = (true, false, Vec::new());
+        ObjectAsk { keys, updates, is_read, shows_deadline, is_plain, bytes }
+    }
+
+    /// Creates the operation that a Redis command stands for.
+    pub fn of_command(keys: Arc<[Vec<u8>]>, command: &Command) -> ObjectAsk {
+        let (updates, is_read) = (Arc::clone(&command.updates), command.is_read);
+        let (shows_deadline, is_plain, bytes) = (false, false, Vec::new());
         ObjectAsk { keys, updates, is_read, shows_deadline, is_plain, bytes }
     }
 

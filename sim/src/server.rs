@@ -20,6 +20,7 @@ use kv_core::replica::{Replica, aged};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{ClusterId, ClusterKey, GroupId, Member, ShardId, Time};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
+use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 use kv_protocol::{Eviction, FailureTimeout};
 use kv_shard::{ConnectionMemory, Identity};
@@ -96,6 +97,8 @@ pub struct Process {
     pub is_exhausted: Arc<AtomicBool>,
     /// The heartbeat link, and whether it is admitted.
     pub link: Option<(ConnectionNumber, bool)>,
+    /// The newest map that the coordinator has sent.
+    pub map: Option<Arc<Map>>,
     /// The number of dials to the coordinator, which identifies late results.
     pub link_tries: u64,
 }
@@ -146,6 +149,7 @@ impl Process {
             shards,
             is_exhausted,
             link: None,
+            map: None,
             link_tries: 0,
         }
     }

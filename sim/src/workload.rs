@@ -13,6 +13,7 @@ use crate::object::ObjectAsk;
 use kv_history::{Asked, Entry, Returned, Value};
 use kv_testkit::random::Random;
 
+mod commands;
 mod objects;
 
 pub use objects::{KINDS, ObjectHistory, Objects};
@@ -175,18 +176,7 @@ impl Workload {
             let settled = Workload::timeout(random);
             return Plan::of_object(SlotId::Object(at), ask, settled);
         }
-        let hot = random.index(HOT_SLOTS);
-        let at = match random.per_mille(500) && self.slots[hot].in_flight < IN_FLIGHT_A_KEY {
-            true => hot,
-            false => HOT_SLOTS + random.index(COLD_SLOTS),
-        };
-        let slot = &mut self.slots[at];
-        slot.used += 1;
-        slot.in_flight += 1;
-        if slot.used > OPERATIONS_A_KEY {
-            *slot = Slot { generation: slot.generation + 1, used: 1, in_flight: 1 };
-        }
-        let key = format!("{at}.{}", slot.generation).into_bytes();
+        let (at, key) = self.take_slot(random);
         let floor = self.newest.get(&key).copied().unwrap_or(0);
         let (asked, condition, value) = match only_reads {
             true => (Asked::Read, Condition::Always, Vec::new()),
@@ -198,6 +188,22 @@ impl Workload {
         };
         let slot = SlotId::Register(at);
         Plan { slot, key, floor, asked, object: None, condition, value, timeout, settling }
+    }
+
+    /// Chooses a slot for an operation on a register. Returns its key too.
+    fn take_slot(&mut self, random: &mut Random) -> (usize, Vec<u8>) {
+        let hot = random.index(HOT_SLOTS);
+        let at = match random.per_mille(500) && self.slots[hot].in_flight < IN_FLIGHT_A_KEY {
+            true => hot,
+            false => HOT_SLOTS + random.index(COLD_SLOTS),
+        };
+        let slot = &mut self.slots[at];
+        slot.used += 1;
+        slot.in_flight += 1;
+        if slot.used > OPERATIONS_A_KEY {
+            *slot = Slot { generation: slot.generation + 1, used: 1, in_flight: 1 };
+        }
+        (at, format!("{at}.{}", slot.generation).into_bytes())
     }
 
     /// Returns the time for which a client waits for a write, and the way in which it settles the write

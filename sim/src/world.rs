@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
@@ -36,6 +37,7 @@ use crate::event::{Event, Happening, Purpose, Target};
 use crate::invariants::{Violation, slowness};
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
+use crate::redis::RedisClient;
 use crate::server::{Bounds, Input, MEMORY, Output, Process};
 use crate::trace::{About, Trace};
 use crate::workload::{Objects, Workload};
@@ -46,6 +48,7 @@ mod dispatch;
 mod floods;
 pub mod flushes;
 mod orphans;
+mod redis;
 mod rest;
 mod restore;
 pub mod scans;
@@ -70,6 +73,8 @@ pub struct Config {
     pub hash_tags: bool,
     /// The number of clients.
     pub clients: usize,
+    /// The number of Redis clients.
+    pub redis: usize,
     /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,
     /// The time after the faults within which every group must be home again, in nanoseconds.
@@ -152,12 +157,15 @@ impl Config {
         };
         // A separate generator for the same reason.
         let hash_tags = Random::new(seed ^ 0x7a65).per_mille(400);
+        let mut doors = Random::new(seed ^ 0x4ed15);
+        let redis = if !floods && doors.per_mille(400) { 1 + doors.index(3) } else { 0 };
         Config {
             seed,
             servers,
             shards,
             hash_tags,
             clients: random.index(4) + 3 + usize::from(forgets_soon),
+            redis,
             faulty: match floods {
                 true => 4_000_000_000,
                 // Runs without a scenario are longer, because most faults by recovery step are counted in them.
@@ -246,6 +254,8 @@ pub struct World {
     /// The clients.
     pub clients: Vec<Client>,
     client_wakes: Vec<Option<u64>>,
+    /// The Redis clients.
+    pub redis: Vec<RedisClient>,
     /// The time until which a client's machine is suspended, by client.
     asleep_until: Vec<u64>,
     /// The total time for which all machines were suspended.
@@ -348,6 +358,7 @@ impl World {
             coordinator,
             clients: (0..config.clients).map(|n| Client::new(n as u128 + 1)).collect(),
             client_wakes: vec![None; config.clients],
+            redis: Vec::new(),
             asleep_until: vec![0; config.clients],
             slept: 0,
             all_asleep_until: 0,
@@ -386,6 +397,7 @@ impl World {
         world.plan_flood();
         world.plan_scans();
         world.plan_flushes();
+        world.plan_redis();
         crate::nemesis::clocks::plan(&mut world);
         world
     }
@@ -477,6 +489,10 @@ impl World {
             }
             Actor::Coordinator { .. } => self.coordinator_host(),
             Actor::Client { client } => Host(usize::from(self.config.servers) + 1 + client),
+            // Each shares the host of a native client.
+            Actor::Redis { client } => {
+                Host(usize::from(self.config.servers) + 1 + client % self.config.clients)
+            }
             Actor::Flooder { .. } | Actor::Scanner => Host(usize::from(self.config.servers) + 1),
         }
     }

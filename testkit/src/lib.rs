@@ -11,6 +11,7 @@
 //!   silent     addresses that do not respond
 //!   random     seeded random numbers
 //!   objects    operations on objects: keys, updates, requests
+//!   resp       commands and replies of the Redis protocol
 //! ```
 //!
 //! The callers pass the paths of executables: tests use those that cargo built for them, and the chaos runner uses
@@ -22,6 +23,7 @@ pub mod objects;
 pub mod process;
 pub mod programs;
 pub mod random;
+pub mod resp;
 pub mod silent;
 pub mod sshd;
 pub mod threads;

@@ -442,8 +442,11 @@ impl Course {
         if self.is_done {
             let changed = self.world.iter_mut().zip(self.is_changed).filter(|(_, is)| *is);
             changed.filter_map(|(item, _)| item.as_mut()).for_each(|item| {
-                item.version = Some(version);
+                item.version = entry.shows_version.then_some(version);
             });
+            return Some(self.world);
+        }
+        if !entry.shows_version {
             return Some(self.world);
         }
         // Of several updates without effect, the response has the version of one of the keys.

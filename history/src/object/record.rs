@@ -35,7 +35,18 @@ impl ObjectRecord {
     pub fn entry(&self) -> ObjectEntry {
         let ObjectRecord { client, start, end, wall, is_read, shows_deadline, .. } = *self;
         let (updates, answer) = (self.updates.clone().into(), self.answer.clone());
-        ObjectEntry { client, start, end, wall, is_read, shows_deadline, updates, answer }
+        let shows_version = true;
+        ObjectEntry {
+            client,
+            start,
+            end,
+            wall,
+            is_read,
+            shows_deadline,
+            shows_version,
+            updates,
+            answer,
+        }
     }
 
     /// Returns the operation without its values, as one on the first key of the object.

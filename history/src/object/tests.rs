@@ -16,6 +16,7 @@ fn entry(start: i64, end: i64, updates: Vec<Update>, answer: Answer) -> ObjectEn
         wall: Span { from: start, to: end },
         is_read: false,
         shows_deadline: true,
+        shows_version: true,
         updates: updates.into(),
         answer,
     }
@@ -246,4 +247,14 @@ fn a_corrupted_history_is_illegal() {
     assert!(is_legal(&history, 0));
     assert!(!is_legal(&corrupted_object(&history).unwrap(), 0));
     assert!(corrupted_object(&history[..1]).is_none());
+}
+
+#[test]
+fn an_operation_without_a_version_leaves_the_version_open() {
+    let silent = |entry: ObjectEntry| ObjectEntry { shows_version: false, ..entry };
+    let write = silent(put(0, 1, "a", Lifetime::Never, 0));
+    let look = silent(read_of(0, 2, 9, "a"));
+    assert!(is_legal(&[write.clone(), look.clone(), read(4, 3, "a"), read(6, 3, "a")], 0));
+    assert!(!is_legal(&[write.clone(), look, read(4, 3, "a"), read(6, 4, "a")], 0));
+    assert!(!is_legal(&[write, silent(read_of(0, 2, 9, "b"))], 0), "the values still count");
 }

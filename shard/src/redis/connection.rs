@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
@@ -136,7 +137,8 @@ impl RedisConnection {
 
     /// Continues with the commands that were held back.
     pub(crate) fn go_on(&mut self, now: Time, service: &mut Service) {
-        if let Some(step) = self.held.take() {
+        // After a write in doubt, a later command could take effect before it.
+        if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
             self.begin_or_hold(now, service, step);
         }
         let input = std::mem::take(&mut self.input);
@@ -383,8 +385,12 @@ impl RedisConnection {
         match self.step_of(plan, reply) {
             Ok(step) => self.begin(now, service, command, step),
             Err(reply) => {
+                let at_once = mutations::is_open(Mutation::RepliesByCompletion);
+                if at_once {
+                    service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
+                }
                 if let Some(place) = self.pending_mut(command) {
-                    *place = Pending::Replied(reply);
+                    *place = Pending::Replied(if at_once { Vec::new() } else { reply });
                 }
                 self.send_complete(now, service);
             }
@@ -449,6 +455,9 @@ impl InFlight {
         if self.keys.is_empty() || other.keys.is_empty() {
             return true;
         }
+        if mutations::is_open(Mutation::ReadBeforeOwnWrite) && !self.is_write {
+            return false;
+        }
         (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
     }
 }
@@ -464,13 +473,21 @@ const NOT_SERVED: Error = Error::Stated(
     "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
 );
 
+/// The error of a command of which only some requests could be served.
+const SERVED_IN_PART: Error = Error::Stated(
+    "TRYAGAIN no server could serve some of the keys before the deadline; the other keys were changed by this command",
+);
+
 /// Returns the responses to the requests of a step that has ended.
 fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
     }
+    let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
+    let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
+    let not_served = if is_changed { SERVED_IN_PART } else { NOT_SERVED };
     let outcomes = parts.iter().map(|part| part.outcome.as_ref());
-    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(NOT_SERVED)).collect()
+    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(not_served.clone())).collect()
 }
 
 fn response_of(outcome: &Outcome) -> Option<Response<'_>> {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::hash::HashSecret;
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{Hello, Operation, Response, SessionStart, Status, Welcome};
 use kv_protocol::ids::{
@@ -84,6 +85,8 @@ pub(crate) struct Gateway {
     links_made: u64,
     /// The requests that no server has, in the order in which they are tried.
     waiting: VecDeque<RequestId>,
+    /// The time at which the first of them that waits for a time is tried.
+    retry_at: Option<Time>,
     /// The requests by deadline. Some may have ended meanwhile.
     deadlines: VecDeque<(Time, RequestId)>,
     answers: VecDeque<Delivery>,
@@ -135,6 +138,13 @@ struct Flight {
     /// The number of times that it was passed to a server without a response that shows that it had no effect.
     doubts: u32,
     pause: Duration,
+}
+
+impl Flight {
+    /// Returns whether this is a write that a server may have executed, or may still execute.
+    fn may_take_effect(&self) -> bool {
+        self.is_write && self.doubts > 0
+    }
 }
 
 /// The holder of a request.
@@ -204,6 +214,11 @@ impl Flights {
 }
 
 impl Gateway {
+    /// Records that a waiting request is to be tried at this time.
+    fn try_again_at(&mut self, at: Time) {
+        self.retry_at = Some(self.retry_at.map_or(at, |first| first.min(at)));
+    }
+
     /// Counts a command of this wake-up.
     pub(crate) fn count_command(&mut self) {
         self.commands += 1;
@@ -283,10 +298,16 @@ impl Service {
             }
             Route::Here(view) | Route::Server(_, _, view) => view,
             Route::None => return self.put_back(id, now),
-            Route::Lost => return self.end(id, Outcome::NotServed),
+            Route::Lost => return self.give_up(id),
         };
         let Gateway { flights, lanes, .. } = &mut self.gateway;
         let Some(flight) = flights.get(id) else { return };
+        if mutations::is_open(Mutation::RetriedUnderNewNumber)
+            && flight.doubts > 0
+            && let Some(number) = flight.number.take()
+        {
+            lanes.end(place, number, true);
+        }
         if is_write && flight.number.is_none() {
             flight.number = lanes.begin(place, first_client);
             if flight.number.is_none() {
@@ -498,6 +519,9 @@ impl Service {
         }
         let of_link = self.gateway.flights.iter_mut().filter(|(_, f)| f.at == Stage::Link(link));
         let lost: Vec<RequestId> = of_link.map(|(id, _)| id).collect();
+        if !lost.is_empty() {
+            self.gateway.try_again_at(retry);
+        }
         lost.into_iter().for_each(|id| self.put_back(id, retry));
     }
 
@@ -514,6 +538,7 @@ impl Service {
                 let pause = flight.pause;
                 flight.pause = (pause * 2).min(PAUSE_LAST);
                 self.put_back(id, now + pause);
+                self.gateway.try_again_at(now + pause);
             }
             // This was the only copy of the request, so it was not executed. Its session began at a position that is too
             // old, so it gets a new one.
@@ -530,8 +555,24 @@ impl Service {
                 self.gateway.has_news = true;
             }
             Status::SessionExpired => self.end(id, Outcome::InDoubt),
+            // This copy was not executed and will not be, but an earlier one may be.
+            Status::OutOfSpace => {
+                flight.doubts -= 1;
+                match flight.may_take_effect() {
+                    true => self.end(id, Outcome::InDoubt),
+                    false => self.end(id, Outcome::Response(encoded(response))),
+                }
+            }
             _ => self.end(id, Outcome::Response(encoded(response))),
         }
+    }
+
+    /// Ends a request without a response.
+    fn give_up(&mut self, id: RequestId) {
+        let Some(flight) = self.gateway.flights.get(id) else { return };
+        let is_in_doubt =
+            flight.may_take_effect() && !mutations::is_open(Mutation::DoubtReportedAsNotDone);
+        self.end(id, if is_in_doubt { Outcome::InDoubt } else { Outcome::NotServed });
     }
 
     /// Ends a request.
@@ -611,11 +652,15 @@ impl Service {
 
     /// Tries all waiting requests whose time has come.
     fn retry_waiting(&mut self, now: Time) {
+        self.gateway.retry_at = None;
         for _ in 0..self.gateway.waiting.len() {
             let Some(id) = self.gateway.waiting.pop_front() else { return };
             match self.gateway.flights.get(id).map(|flight| flight.at) {
                 Some(Stage::Waiting(at)) if at <= now => self.dispatch(now, id),
-                Some(Stage::Waiting(_)) => self.gateway.waiting.push_back(id),
+                Some(Stage::Waiting(at)) => {
+                    self.gateway.waiting.push_back(id);
+                    self.gateway.try_again_at(at);
+                }
                 _ => {}
             }
         }
@@ -625,12 +670,7 @@ impl Service {
     pub(crate) fn handle_gateway_tick(&mut self, now: Time) {
         while let Some((deadline, id)) = self.gateway.deadlines.front().copied() {
             match self.gateway.flights.get(id) {
-                Some(flight) if deadline <= now => {
-                    let may_take_effect = flight.is_write && flight.doubts > 0;
-                    let outcome =
-                        if may_take_effect { Outcome::InDoubt } else { Outcome::NotServed };
-                    self.end(id, outcome);
-                }
+                Some(_) if deadline <= now => self.give_up(id),
                 Some(_) => break,
                 None => {}
             }
@@ -641,7 +681,8 @@ impl Service {
 
     /// Returns when [`Service::handle_gateway_tick`] has work next.
     pub(crate) fn poll_gateway(&self) -> Option<Time> {
-        self.gateway.deadlines.front().map(|(deadline, _)| *deadline)
+        let deadline = self.gateway.deadlines.front().map(|(deadline, _)| *deadline);
+        deadline.into_iter().chain(self.gateway.retry_at).min()
     }
 
     /// Records that the views may have changed.

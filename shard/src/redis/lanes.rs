@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use kv_core::mutations::{self, Mutation};
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ShardId};
 use kv_protocol::session::Session;
 
@@ -63,7 +64,11 @@ impl Lanes {
             return None;
         }
         let is_free = |id: &u64| lanes.iter().all(|lane| lane.id.0 != *id);
-        let id = LaneId((self.closed * LANES_MAX as u64..).find(is_free)?);
+        let closed = match mutations::is_open(Mutation::ClosedLaneReused) {
+            true => 0,
+            false => self.closed,
+        };
+        let id = LaneId((closed * LANES_MAX as u64..).find(is_free)?);
         let mut session = Session::new(id.client(first));
         let seq = session.begin()?;
         lanes.push(Lane { id, session, in_flight: 1, is_closed: false });

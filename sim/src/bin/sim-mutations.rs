@@ -144,6 +144,11 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::IdleByTheClock
         | Mutation::RecordWithoutRequest
         | Mutation::PendingForgotten => Config::of(*seed).forgets_soon(),
+        Mutation::RetriedUnderNewNumber
+        | Mutation::ReadBeforeOwnWrite
+        | Mutation::RepliesByCompletion
+        | Mutation::DoubtReportedAsNotDone
+        | Mutation::ClosedLaneReused => Config::of(*seed).redis > 0,
         Mutation::PlacedByWholeKey => Config::of(*seed).hash_tags,
         Mutation::ScanInAnotherOrder => Config::of(*seed).scans,
         Mutation::PendingNotDumped => Config::of(*seed).forgets_soon() && Config::of(*seed).leaves,

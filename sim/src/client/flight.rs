@@ -162,6 +162,7 @@ impl Flight {
             },
             is_read: ask.is_read,
             shows_deadline: ask.shows_deadline,
+            shows_version: true,
             updates: ask.updates.clone(),
             answer,
         })

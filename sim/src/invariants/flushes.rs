@@ -84,6 +84,7 @@ pub fn as_flushed_object(
                 wall: Span { from: wall_millis(removal.start), to },
                 is_read: false,
                 shows_deadline: false,
+                shows_version: true,
                 updates: Arc::clone(&updates),
                 answer: match removal.is_optional && removal.end.is_some() {
                     true => Answer::Undecided,

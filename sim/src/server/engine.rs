@@ -298,7 +298,7 @@ impl Turn<'_> {
             }
             Input::Dialled(number, target) => {
                 let id = shard.open_dialled(now, target);
-                self.engine.sockets.open(id, number, target.port(), Reader::Fast);
+                self.engine.sockets.open_dialled(id, number, target);
                 shard.mark_dirty(id);
             }
             Input::DialFailed(target) => {

@@ -14,6 +14,7 @@ use kv_core::replica::{ConnectionId, InstallError, NoFullCopy, Replica, StreamEr
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, WallTime};
 use kv_protocol::key::Nonce;
+use kv_protocol::map::Map;
 use kv_protocol::view::View;
 use kv_shard::{
     ConnectionMemory, DialTarget, EventKind, HelloBounds, Identity, InstallRefused, Port, Service,
@@ -63,6 +64,8 @@ pub enum Input {
     Drain,
     /// An order to remove the entries of this group, under the view of this version.
     Flush(OrderId, GroupId, ViewVersion),
+    /// A newer map of the cluster.
+    Map(Arc<Map>),
     /// The dump with this number begins, or continues at this shard. The replicas freeze: they no longer accept,
     /// apply, send or commit writes.
     Dump(GroupId, u64),
@@ -303,6 +306,7 @@ impl Executor {
             }
             Input::Drain => service.drain(),
             Input::Flush(order, group, view) => service.begin_flush(order, group, view),
+            Input::Map(map) => service.set_map(map),
             Input::Dump(group, number) => {
                 service.freeze();
                 let part = service.replica(group).map(Part::of);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kv_core::replica::ConnectionId;
-use kv_shard::Port;
+use kv_shard::{DialTarget, Port};
 
 use super::tap::Tap;
 use crate::network::ConnectionNumber;
@@ -105,8 +105,27 @@ impl Sockets {
         port: Port,
         reader: Reader,
     ) {
-        self.ids.insert(number, id);
-        self.open.insert(id, Socket::new(number, port, reader));
+        self.add(id, Socket::new(number, port, reader));
+    }
+
+    /// Adds the socket of a connection that the shard dialled.
+    pub(super) fn open_dialled(
+        &mut self,
+        id: ConnectionId,
+        number: ConnectionNumber,
+        target: DialTarget,
+    ) {
+        let mut socket = Socket::new(number, target.port(), Reader::Fast);
+        if matches!(target, DialTarget::Link(_)) {
+            socket.tap = Tap::Other;
+        }
+        self.add(id, socket);
+    }
+
+    fn add(&mut self, id: ConnectionId, socket: Socket) {
+        let (port, reader) = (socket.port, socket.reader);
+        self.ids.insert(socket.number, id);
+        self.open.insert(id, socket);
         self.clients += usize::from(port == Port::Clients);
         if reader != Reader::Fast {
             self.slow.push(id);

@@ -68,9 +68,13 @@ pub(super) enum Tap {
     Client {
         input: FrameBuffer,
         output: FrameBuffer,
+        /// True once bytes were received.
+        has_begun: bool,
         /// The requests without a response.
         asked: BTreeMap<RequestId, Asked>,
     },
+    /// A connection of a Redis client, or one on which this shard is a client.
+    Other,
     /// A connection between two servers, with the bytes that this server receives.
     Peer(FrameBuffer),
 }
@@ -82,6 +86,7 @@ impl Tap {
             Port::Clients => Tap::Client {
                 input: FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY)),
                 output: FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY)),
+                has_begun: false,
                 asked: BTreeMap::new(),
             },
             Port::Servers => Tap::Peer(FrameBuffer::new(FrameRules::checked(MAX_PEER_BODY))),
@@ -98,7 +103,10 @@ impl Tap {
         bytes: &[u8],
     ) -> (u64, Vec<ViewVersion>) {
         let (mut requests, mut views) = (0, Vec::new());
+        self.look_for_redis(bytes);
         match self {
+            // About the number of requests: each command begins with this byte.
+            Tap::Other => requests = bytes.iter().filter(|byte| **byte == b'*').count() as u64,
             Tap::Client { input, asked, .. } => {
                 input.extend(bytes);
                 while let Some(frame) = input.next_frame().expect("it is well formed") {
@@ -135,6 +143,16 @@ impl Tap {
             }
         }
         (requests, views)
+    }
+
+    /// Ends the observation if the first bytes are those of a Redis client.
+    fn look_for_redis(&mut self, bytes: &[u8]) {
+        if let Tap::Client { has_begun, .. } = self
+            && !std::mem::replace(has_begun, true)
+            && bytes.first() == Some(&b'*')
+        {
+            *self = Tap::Other;
+        }
     }
 
     /// Returns the wake-up in which the oldest request of a group without a response was received.

@@ -104,6 +104,27 @@ impl Objects {
         only_reads: bool,
         next_value: &mut u64,
     ) -> Option<(usize, ObjectAsk)> {
+        let (at, class, keys, key) = self.choose_slot(random)?;
+        let is_read = only_reads || random.per_mille(350);
+        let ask = match is_read {
+            true => ObjectAsk::read(keys, key, class == Class::Expiring || random.per_mille(300)),
+            false => {
+                let now = wall_millis(now);
+                let mut choice = Choice { random, known, keys: &keys, now, next_value };
+                let updates = choice.updates(class, key);
+                let is_plain = random.per_mille(500);
+                ObjectAsk::update(keys, updates, is_plain)
+            }
+        };
+        Some((at, ask))
+    }
+
+    /// Chooses the slot of an operation with some probability. Returns the class and the keys of its object, and one of
+    /// the keys.
+    pub(super) fn choose_slot(
+        &mut self,
+        random: &mut Random,
+    ) -> Option<(usize, Class, Arc<[Vec<u8>]>, usize)> {
         if !random.per_mille(self.share) {
             return None;
         }
@@ -127,18 +148,7 @@ impl Objects {
         }
         let keys = Arc::clone(keys);
         let key = random.index(keys.len());
-        let is_read = only_reads || random.per_mille(350);
-        let ask = match is_read {
-            true => ObjectAsk::read(keys, key, class == Class::Expiring || random.per_mille(300)),
-            false => {
-                let now = wall_millis(now);
-                let mut choice = Choice { random, known, keys: &keys, now, next_value };
-                let updates = choice.updates(class, key);
-                let is_plain = random.per_mille(500);
-                ObjectAsk::update(keys, updates, is_plain)
-            }
-        };
-        Some((at, ask))
+        Some((at, class, keys, key))
     }
 
     /// Returns the reads of the final check: every key of the objects that `is_served` accepts.

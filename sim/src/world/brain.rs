@@ -1,7 +1,7 @@
 //! The coordinator's process: its inputs, and the effects of its brain.
 
 use super::SEAL;
-use kv_protocol::control_message::{OrderKind, ViewOrder};
+use kv_protocol::control_message::{OrderKind, ViewOrder, write_cluster_map};
 
 use super::*;
 use crate::invariants::{commits, groups, messages, roles, slowness, stops};
@@ -212,6 +212,17 @@ impl World {
         }
     }
 
+    /// Responds to a heartbeat with the newest map. Only the requests of Redis clients use the map of a server.
+    fn send_map(&mut self, number: ConnectionNumber) {
+        if self.config.redis > 0
+            && let Some(map) = self.coordinator.map_for(number)
+        {
+            let mut bytes = Vec::new();
+            write_cluster_map(&mut bytes, &map);
+            self.send(number, 1, bytes);
+        }
+    }
+
     fn on_started(&mut self, number: ConnectionNumber, started: &Started) {
         let link = self.coordinator.next_link();
         let result = self.brain(|cluster, now, sink| cluster.on_started(now, link, started, sink));
@@ -250,6 +261,7 @@ impl World {
                     let awake = self.coordinator_awake();
                     self.heard_at.insert(member, awake);
                     self.check(|_, _| messages::heartbeat_is_of_this_process(speaks, member));
+                    self.send_map(number);
                 }
             }
             ServerMessage::DrainRequest => {

@@ -83,6 +83,7 @@ impl World {
             Happening::RestartCoordinator => self.restart_coordinator(),
             Happening::Resume(process) => self.on_resume(process),
             Happening::WakeClient(client) => self.on_wake_client(client),
+            Happening::WakeRedis(client) => self.on_wake_redis(client),
             Happening::SleepClient(client, sleep) => self.sleep_client(client, sleep, true),
             Happening::ClientSlept(client, slept) => {
                 self.clients[client].on_slept(slept);
@@ -190,6 +191,7 @@ impl World {
             Actor::Shard { process, .. } | Actor::Node { process } => Some(process),
             Actor::Coordinator { .. }
             | Actor::Client { .. }
+            | Actor::Redis { .. }
             | Actor::Flooder { .. }
             | Actor::Scanner => None,
         }

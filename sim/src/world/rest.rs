@@ -33,6 +33,7 @@ impl World {
                 .clients
                 .iter()
                 .all(|client| !client.waits(|group| self.is_lost(group) || self.rests(group)))
+            && !self.redis_waits()
     }
 
     /// Returns whether a group has no holder left.
@@ -90,10 +91,13 @@ impl World {
             (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
             self.on_map(client, map.clone());
         }
+        self.look_back_at_own_keys();
         let end = self.now + LOOK_BACK_TIMEOUT;
         let waits = |world: &World| {
             let mut clients = world.clients.iter();
-            world.workload.has_more() || clients.any(|client| !client.flights.is_empty())
+            world.workload.has_more()
+                || clients.any(|client| !client.flights.is_empty())
+                || world.redis_waits()
         };
         while self.now < end && waits(self) {
             self.run_until(self.now + LOOK)?;

@@ -2,6 +2,7 @@
 
 use crate::world::SEAL;
 use kv_protocol::client_message::Status;
+use kv_protocol::control_message::read_cluster_map;
 use kv_protocol::ids::ClientId;
 
 use super::*;
@@ -262,6 +263,7 @@ impl World {
                         return self.kill(process);
                     }
                 }
+                opcode::CLUSTER_MAP => self.take_map(process, opcode, &body),
                 opcode::ORDERS_HELLO => {
                     let hello = OrdersHello::read(&body, &SEAL).expect("it is well formed");
                     let before = self.processes[process].node.epoch();
@@ -286,6 +288,19 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    /// Passes a map to the shards, if it is one that a server keeps.
+    fn take_map(&mut self, process: usize, opcode: u8, body: &[u8]) {
+        let map = read_cluster_map(opcode, body).expect("it is well formed");
+        let place = &mut self.processes[process];
+        let is_of_epoch = map.cluster == place.cluster && map.epoch == place.node.epoch();
+        let is_newer = place.map.as_ref().is_none_or(|known| map.is_newer_than(known));
+        if is_of_epoch && is_newer {
+            let map = Arc::new(map);
+            place.map = Some(Arc::clone(&map));
+            self.tell_shards(process, || Input::Map(Arc::clone(&map)));
         }
     }
 

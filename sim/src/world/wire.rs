@@ -87,6 +87,7 @@ impl World {
             Actor::Node { process } => self.on_node_bytes(process, number, to, &bytes),
             Actor::Coordinator { .. } => self.on_coordinator_bytes(number, to, &bytes),
             Actor::Client { client } => self.on_client_bytes(client, number, to, &bytes),
+            Actor::Redis { client } => self.on_redis_bytes(client, number, &bytes),
             Actor::Flooder { flooder } => self.on_flooder_bytes(flooder, number, &bytes),
             Actor::Scanner => self.on_scanner_bytes(number, &bytes),
         }
@@ -135,6 +136,7 @@ impl World {
             Actor::Coordinator { term } => self.on_coordinator_end(term, number),
             Actor::Flooder { flooder } => self.on_flooder_end(flooder),
             Actor::Scanner => self.on_scanner_end(number),
+            Actor::Redis { client } => self.on_redis_end(client, number),
             Actor::Client { client } => {
                 let now = self.now;
                 self.check(|_, world| messages::half_closed_is_served(world, client, number));
@@ -189,7 +191,7 @@ impl World {
                 .processes
                 .iter()
                 .rposition(|process| process.alive && process.address == address)
-                .map(|process| self.any_executor(process)),
+                .map(|process| self.executor_for(from, process)),
             Target::Orders(address) => self
                 .processes
                 .iter()
@@ -215,6 +217,17 @@ impl World {
             self.give(process, shard, Input::Accepted(number, port, Reader::Fast));
         }
         self.on_connected(from, number, purpose);
+    }
+
+    /// Returns the executor of a process that accepts a connection of `from`. It is another one than `from`, because an
+    /// executor has one end of a connection.
+    fn executor_for(&mut self, from: Actor, process: usize) -> Actor {
+        match from {
+            Actor::Shard { process: own, shard } if own == process => {
+                Actor::Shard { process, shard: (shard + 1) % usize::from(self.config.shards) }
+            }
+            _ => self.any_executor(process),
+        }
     }
 
     /// Returns a random executor of a process, which accepts a connection.

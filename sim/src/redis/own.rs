@@ -1,0 +1,136 @@
+//! Keys that one Redis client alone uses, each through one connection at a time. The client knows their values, so it
+//! expects one exact reply to each command. A command that is executed before an earlier one of the same key, or
+//! twice, has another reply.
+
+use kv_testkit::random::Random;
+use kv_testkit::resp::Reply;
+
+/// The number of keys of a client.
+const KEYS: usize = 3;
+/// The probability, per mille, that a command concerns all of them.
+const ALL_PER_MILLE: u64 = 150;
+
+/// The keys of a client.
+#[derive(Debug)]
+pub struct OwnKeys {
+    client: usize,
+    keys: [Own; KEYS],
+}
+
+/// A key, of which the name changes when its value is no longer known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    generation: u64,
+    /// The value after all commands so far.
+    value: Option<i64>,
+}
+
+/// A command on an own key.
+#[derive(Clone, Debug)]
+pub struct OwnCommand {
+    /// The keys, each with the number of its name.
+    keys: Vec<(usize, u64)>,
+    /// The arguments.
+    pub args: Vec<Vec<u8>>,
+    /// The reply.
+    pub expected: Reply,
+}
+
+impl OwnKeys {
+    /// Creates the keys of a client.
+    pub fn new(client: usize) -> OwnKeys {
+        OwnKeys { client, keys: [Own::default(); KEYS] }
+    }
+
+    /// Chooses a command on one of the keys.
+    pub fn choose(&mut self, random: &mut Random) -> OwnCommand {
+        if random.per_mille(ALL_PER_MILLE) {
+            return self.command_on_all(random.index(3), random.below(1_000).cast_signed());
+        }
+        let at = random.index(KEYS);
+        let kind = random.below(100);
+        let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
+        self.command(at, kind, amount)
+    }
+
+    /// Returns a GET of each key.
+    pub fn last_reads(&mut self) -> Vec<OwnCommand> {
+        (0..KEYS).map(|at| self.command(at, 99, 0)).collect()
+    }
+
+    /// Returns whether the client has used this key.
+    pub fn has_used(&self, key: &[u8]) -> bool {
+        let of = |at: usize| (0..=self.keys[at].generation).map(move |generation| (at, generation));
+        (0..KEYS).flat_map(of).any(|(at, generation)| self.key(at, generation) == key)
+    }
+
+    fn key(&self, at: usize, generation: u64) -> Vec<u8> {
+        format!("own.{}.{at}.{generation}", self.client).into_bytes()
+    }
+
+    fn command(&mut self, at: usize, kind: u64, amount: i64) -> OwnCommand {
+        let Own { generation, value } = self.keys[at];
+        let key = self.key(at, generation);
+        let number = amount.to_string().into_bytes();
+        let ok = || Reply::Simple("OK".to_owned());
+        let old = bulk(value);
+        let sum = value.unwrap_or(0) + amount;
+        let (name, more, expected, after) = match kind {
+            0..15 => ("SET", Some(number), ok(), Some(amount)),
+            15..45 => ("INCRBY", Some(number), Reply::Integer(sum), Some(sum)),
+            45..52 => ("DEL", None, Reply::Integer(value.is_some().into()), None),
+            52..60 => ("GETSET", Some(number), old, Some(amount)),
+            _ => ("GET", None, old, value),
+        };
+        self.keys[at].value = after;
+        let name = name.as_bytes().to_vec();
+        let args = [name, key].into_iter().chain(more).collect();
+        OwnCommand { keys: vec![(at, generation)], args, expected }
+    }
+
+    /// Returns an MGET, MSET or DEL of all keys, which are of several groups.
+    fn command_on_all(&mut self, kind: usize, number: i64) -> OwnCommand {
+        let keys: Vec<(usize, u64)> =
+            self.keys.iter().map(|own| own.generation).enumerate().collect();
+        let values = self.keys.map(|own| own.value);
+        let (name, after, expected) = match kind {
+            0 => ("MSET", Some(number), Reply::Simple("OK".to_owned())),
+            1 => {
+                let count = values.iter().flatten().count();
+                ("DEL", None, Reply::Integer(i64::try_from(count).expect("keys are few")))
+            }
+            _ => ("MGET", None, Reply::Array(values.map(bulk).into())),
+        };
+        let mut args = vec![name.as_bytes().to_vec()];
+        for (at, generation) in &keys {
+            args.push(self.key(*at, *generation));
+            args.extend((kind == 0).then(|| number.to_string().into_bytes()));
+        }
+        if kind < 2 {
+            self.keys.iter_mut().for_each(|own| own.value = after);
+        }
+        OwnCommand { keys, args, expected }
+    }
+
+    /// Returns whether the values of the command's keys were known when the command was chosen, and still are.
+    pub fn is_known(&self, command: &OwnCommand) -> bool {
+        command.keys.iter().all(|(at, generation)| self.keys[*at].generation == *generation)
+    }
+
+    /// Gives the keys of a command other names, because its effect is not known.
+    pub fn forget(&mut self, command: &OwnCommand) {
+        for (at, generation) in &command.keys {
+            let own = &mut self.keys[*at];
+            if own.generation == *generation {
+                *own = Own { generation: generation + 1, value: None };
+            }
+        }
+    }
+}
+
+fn bulk(value: Option<i64>) -> Reply {
+    match value {
+        Some(value) => Reply::Bulk(value.to_string().into_bytes()),
+        None => Reply::Null,
+    }
+}
