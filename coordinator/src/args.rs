@@ -19,7 +19,8 @@ pub(crate) use policies::{NetEngine, OnDoubleFault};
 
 use parse::{
     eviction_policy, parse_connection_memory, parse_failure_timeout, parse_memory_limit,
-    parse_orphan_timeout, parse_remote_dir, parse_ssh_config,
+    parse_orphan_timeout, parse_redis_deadline, parse_redis_ports, parse_remote_dir,
+    parse_ssh_config,
 };
 
 /// Starts the servers of a cluster, monitors them, and stops them in an orderly way.
@@ -35,9 +36,9 @@ use parse::{
 /// 2 if the command line or the cluster file is invalid.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--eviction`, `--connection-memory`, `--orphan-timeout`, `--net`,
-/// `--failure-timeout`, `--remote-dir`, `--ssh-config` and `--advertise` are stored with the cluster's state. A coordinator that takes the
-/// cluster over or restores it uses the stored settings, unless its flags give other values. `coord status` shows the
-/// settings.
+/// `--failure-timeout`, `--redis-port`, `--redis-deadline`, `--remote-dir`, `--ssh-config` and `--advertise` are stored with
+/// the cluster's state. A coordinator that takes the cluster over or restores it uses the stored settings, unless its flags
+/// give other values. `coord status` shows the settings.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -163,6 +164,17 @@ pub(crate) struct Args {
     /// holds the only copy of a group; 0 for never. Default: the stored setting, else 3600.
     #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
     pub(crate) orphan_timeout: Option<Duration>,
+
+    /// Ports at which the servers accept only Redis clients, one for each server in the order of the cluster file, such as
+    /// 6379,6380,6381; 0 for any free port at each server, which its log names; `none` for none. Redis clients may also use
+    /// the ports for clients. Default: the stored setting, else none.
+    #[arg(long, value_name = "PORTS", value_parser = parse_redis_ports)]
+    pub(crate) redis_port: Option<String>,
+
+    /// Seconds (fractions allowed) for which a command of a Redis client waits for a server that serves its key. Then the
+    /// client gets an error. Default: the stored setting, else 5.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_redis_deadline)]
+    pub(crate) redis_deadline: Option<Duration>,
 
     /// Network engine of the servers: `uring` (io_uring, Linux 6.1 and later), `epoll`, or `auto`: uring where it works,
     /// else epoll. Default: the stored setting, else `auto`.

@@ -45,6 +45,10 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         let found = own_address::check(address, args.servers_port).map(str::to_owned);
         findings.push((format!("coordinator, --advertise {address}"), found));
     }
+    if let Some(ports) = &settings.redis_port {
+        let found = settings.check_redis_ports(file.servers.len()).map(|()| ports.clone());
+        findings.push(("ports for Redis clients".into(), found));
+    }
     if settings.eviction != Eviction::None {
         findings.push(("eviction".into(), eviction(&settings)));
     }

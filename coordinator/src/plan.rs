@@ -65,6 +65,7 @@ impl Plan {
         let settings = earlier.with(args);
         check_addresses(&file, args, &settings)?;
         let ssh = Ssh::new(&settings);
+        settings.check_redis_ports(file.servers.len()).map_err(Failure::Usage)?;
         let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
         check_own(&file, settings.advertise, args.servers_port)?;
         let surveys = survey::of_hosts(&file, &ssh).await;

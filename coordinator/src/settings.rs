@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kv_protocol::{Eviction, FailureTimeout};
+use kv_protocol::limits::DEFAULT_DEADLINE;
+use kv_protocol::{Eviction, FailureTimeout, ServerId};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
@@ -28,6 +29,10 @@ pub(crate) struct Settings {
     pub(crate) connection_memory: Option<String>,
     /// The time without a coordinator after which a server dumps and exits; zero for never.
     pub(crate) orphan_timeout: Duration,
+    /// The ports for Redis clients only, as written.
+    pub(crate) redis_port: Option<String>,
+    /// The time after which a server gives up the request of a Redis client.
+    pub(crate) redis_deadline: Duration,
     pub(crate) net: NetEngine,
     /// The silence after which a server is suspected. The duration of leases depends on this setting, so all processes
     /// must use the same value.
@@ -48,6 +53,8 @@ impl Default for Settings {
             eviction: Eviction::default(),
             connection_memory: None,
             orphan_timeout: ORPHAN_TIMEOUT,
+            redis_port: None,
+            redis_deadline: DEFAULT_DEADLINE,
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
             remote_dir: REMOTE_DIR.to_owned(),
@@ -69,6 +76,8 @@ impl Settings {
                 .clone()
                 .or_else(|| self.connection_memory.clone()),
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
+            redis_port: args.redis_port.clone().or_else(|| self.redis_port.clone()),
+            redis_deadline: args.redis_deadline.unwrap_or(self.redis_deadline),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
             remote_dir: args.remote_dir.clone().unwrap_or_else(|| self.remote_dir.clone()),
@@ -94,6 +103,32 @@ impl Settings {
         ))
     }
 
+    /// Returns the port for Redis clients of the server at this place, if there is one.
+    pub(crate) fn redis_port_of(&self, server: ServerId) -> Option<u16> {
+        let ports: Vec<&str> = self.redis_port.as_deref()?.split(',').collect();
+        let port = if ports == ["0"] { ports[0] } else { *ports.get(usize::from(server.0))? };
+        port.parse().ok()
+    }
+
+    /// Checks that there is a port for Redis clients for each of this number of servers, or for none.
+    ///
+    /// # Errors
+    /// The words for the user if there are more or fewer.
+    pub(crate) fn check_redis_ports(&self, servers: usize) -> Result<(), String> {
+        let Some(ports) =
+            self.redis_port.as_deref().filter(|ports| !matches!(*ports, "0" | "none"))
+        else {
+            return Ok(());
+        };
+        let given = ports.split(',').count();
+        match given == servers {
+            true => Ok(()),
+            false => Err(format!(
+                "--redis-port {ports} has {given} ports, but the cluster file has {servers} servers; give one for each, or 0"
+            )),
+        }
+    }
+
     /// Returns a warning if the policy of eviction has no effect.
     pub(crate) fn useless_eviction(&self) -> Option<String> {
         let is_useless =
@@ -108,7 +143,7 @@ impl Settings {
     }
 
     /// Returns every setting as its flag and its value, or `None` if it was not given.
-    fn flags(&self) -> [(&'static str, Option<String>); 10] {
+    fn flags(&self) -> [(&'static str, Option<String>); 12] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
             ("--on-double-fault", Some(self.on_double_fault.to_string())),
@@ -116,6 +151,8 @@ impl Settings {
             ("--eviction", Some(self.eviction.to_string())),
             ("--connection-memory", self.connection_memory.clone()),
             ("--orphan-timeout", seconds(self.orphan_timeout)),
+            ("--redis-port", self.redis_port.clone()),
+            ("--redis-deadline", seconds(self.redis_deadline)),
             ("--net", Some(self.net.to_string())),
             ("--failure-timeout", seconds(self.failure_timeout)),
             ("--remote-dir", Some(self.remote_dir.clone())),
@@ -228,6 +265,24 @@ mod tests {
             told.iter().all(|line| !line.contains("running servers")),
             "no server runs: {told:?}"
         );
+    }
+
+    #[test]
+    fn each_server_has_its_port_for_redis_clients() {
+        let port = |flags: &str, server| {
+            Settings::default().with(&given(flags)).redis_port_of(ServerId(server))
+        };
+        assert_eq!(port("", 0), None);
+        assert_eq!(port(" --redis-port none", 0), None);
+        assert_eq!(port(" --redis-port 0", 2), Some(0));
+        assert_eq!(port(" --redis-port 7,8,9", 1), Some(8));
+        let check = |flags| Settings::default().with(&given(flags)).check_redis_ports(3);
+        assert_eq!(check(" --redis-port 7,8,9"), Ok(()));
+        assert!(check(" --redis-port 7,8").unwrap_err().contains("2 ports"));
+        for wrong in ["x", "7,7", "7,0", "70000", ""] {
+            let flag = format!("--redis-port={wrong}");
+            assert!(Args::try_parse_from(["coord", "-C", "file", &flag]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -152,6 +152,8 @@ pub const CANDIDATE_TIMEOUT: Duration = Duration::from_millis(250);
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// The maximum deadline that a caller may set; far below [`SESSION_IDLE`].
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
+/// The permitted range of `--redis-deadline`, in seconds.
+pub const REDIS_DEADLINE_SECONDS: RangeInclusive<f64> = 0.1..=60.0;
 /// The valid times for which a server may run without a coordinator, in seconds. The value 0, which is outside this
 /// range, means no limit.
 pub const ORPHAN_SECONDS: RangeInclusive<f64> = 1.0..=31_536_000.0;

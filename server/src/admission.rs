@@ -55,7 +55,7 @@ impl Admission {
     /// address with the most connections are to be closed ([`Admission::crowding`]).
     pub(crate) fn admit(self: &Arc<Admission>, port: Port, from: Address) -> Option<Permit> {
         let is_admitted = match port {
-            Port::Clients => self.admit_client(from),
+            Port::Clients | Port::Redis => self.admit_client(from),
             Port::Servers => {
                 let is_admitted = self.peers.fetch_add(1, Ordering::Relaxed) < self.bounds.peers;
                 if !is_admitted {
@@ -121,7 +121,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         match self.port {
-            Port::Clients => {
+            Port::Clients | Port::Redis => {
                 lock(&self.admission.crowd).leave(self.from);
                 self.admission.clients.fetch_sub(1, Ordering::Relaxed);
             }

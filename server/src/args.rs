@@ -13,6 +13,7 @@ use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
+    REDIS_DEADLINE_SECONDS,
 };
 use kv_protocol::{Eviction, FailureTimeout};
 
@@ -43,6 +44,14 @@ pub struct Args {
     /// Port for the coordinator's orders; 0 selects a free one.
     #[arg(short = 'M', long, value_name = "PORT", default_value_t = 0)]
     pub coord_port: u16,
+
+    /// Port for Redis clients only; 0 selects a free one, which the log names. The port for clients speaks Redis too.
+    #[arg(long, value_name = "PORT")]
+    pub redis_port: Option<u16>,
+
+    /// Seconds (fractions allowed) for which a command of a Redis client waits for a server that serves its key.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_redis_deadline)]
+    pub redis_deadline: Duration,
 
     /// Id of this server: its place in the ring, counted from 0.
     #[arg(short = 'S', long, value_name = "ID")]
@@ -280,6 +289,15 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
         let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
         return Err(format!("it is out of range; give 0 for never, or {least} to {most} seconds"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn parse_redis_deadline(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !REDIS_DEADLINE_SECONDS.contains(&seconds) {
+        let (least, most) = (REDIS_DEADLINE_SECONDS.start(), REDIS_DEADLINE_SECONDS.end());
+        return Err(format!("{text} s is out of range; write {least} to {most}"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }

@@ -63,11 +63,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The three sockets on which a server listens.
+/// The sockets on which a server listens.
 struct Listeners {
     clients: TcpListener,
     servers: TcpListener,
     coord: TcpListener,
+    /// The one for Redis clients only, if there is one.
+    redis: Option<TcpListener>,
 }
 
 fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
@@ -111,8 +113,12 @@ fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
     let statistics = Statistics::new(args.shards, bounds, connection_memory);
     statistics.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();
-    let Listeners { clients, servers, coord } = listeners;
-    let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    let Listeners { clients, servers, coord, redis } = listeners;
+    let mut listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    if let Some(redis) = redis {
+        tracing::info!("Redis clients only on port {}", port_of(&redis)?);
+        listeners.push((redis, Port::Redis));
+    }
     let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
     // This comes before the server reports its start: a server that a view names must have the data.
     load::run(&args.load, identity.placement, &shards)?;
@@ -222,6 +228,7 @@ fn start_executors(
             mailboxes: mailboxes.clone(),
             inbox,
             engine,
+            redis_deadline: args.redis_deadline,
             listeners: std::mem::take(&mut listeners),
         })?;
     }
@@ -230,11 +237,18 @@ fn start_executors(
 
 fn listen(args: &Args) -> Result<Listeners, Fatal> {
     let ip = args.listen_address();
+    let redis = args.redis_port.map(|port| probe::listen(ip, port, "Redis clients")).transpose()?;
     Ok(Listeners {
+        redis,
         clients: probe::listen(ip, args.clients_port, "clients")?,
         servers: probe::listen(ip, args.servers_port, "servers")?,
         coord: probe::listen(ip, args.coord_port, "the coordinator's orders")?,
     })
+}
+
+fn port_of(listener: &TcpListener) -> Result<u16, Fatal> {
+    let failed = |error| Fatal::System { doing: "get the port of a listening socket", error };
+    listener.local_addr().map(|address| address.port()).map_err(failed)
 }
 
 fn link_config(
@@ -242,20 +256,14 @@ fn link_config(
     coordinator: SocketAddr,
     listeners: &Listeners,
 ) -> Result<LinkConfig, Fatal> {
-    let port = |listener: &TcpListener| {
-        let address = listener.local_addr();
-        address
-            .map(|address| address.port())
-            .map_err(|error| Fatal::System { doing: "get the port of a listening socket", error })
-    };
     let bound = args.listen_address();
     Ok(LinkConfig {
         coordinator,
         orphan_timeout: (!args.orphan_timeout.is_zero()).then_some(args.orphan_timeout),
         advertise: args.advertise.or((!bound.is_unspecified()).then_some(bound)),
-        clients_port: port(&listeners.clients)?,
-        servers_port: port(&listeners.servers)?,
-        coord_port: port(&listeners.coord)?,
+        clients_port: port_of(&listeners.clients)?,
+        servers_port: port_of(&listeners.servers)?,
+        coord_port: port_of(&listeners.coord)?,
         identity: kv_daemon::identity::name(std::process::id()).unwrap_or_else(|error| {
             tracing::warn!(
                 "cannot read the identity of this process: {error}; only the coordinator that started the \

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_core::hash::HashSecret;
 use kv_shard::{Identity, Port, Service, Shard};
@@ -29,6 +30,8 @@ pub(crate) struct ExecutorConfig {
     pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
     pub(crate) engine: EngineKind,
+    /// The time after which a request of a Redis client is given up.
+    pub(crate) redis_deadline: Duration,
     /// The sockets on which this executor accepts connections.
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
@@ -48,12 +51,21 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<(), Fatal> {
 fn prepare(config: ExecutorConfig) -> Prepared {
     slice::shorten();
     let ExecutorConfig {
-        identity, hash_secret, statistics, map, mailboxes, inbox, listeners, ..
+        identity,
+        hash_secret,
+        statistics,
+        map,
+        mailboxes,
+        inbox,
+        listeners,
+        redis_deadline,
+        ..
     } = config;
     let memory = Arc::clone(statistics.admission.memory());
     let chunks = || Box::new(HugePages) as _;
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
     let mut service = Service::new(identity, nonces, memory, hash_secret, chunks);
+    service.set_redis_deadline(redis_deadline);
     let bounds = statistics.admission.bounds().hello;
     let (now, wall) = clock::now_and_wall();
     service.note_wall(now, wall);

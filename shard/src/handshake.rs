@@ -43,6 +43,8 @@ pub enum Port {
     Clients,
     /// The port for other servers.
     Servers,
+    /// A port for Redis clients. A connection at the clients' port that speaks Redis is moved here by its first byte.
+    Redis,
 }
 
 impl fmt::Display for Port {
@@ -50,6 +52,7 @@ impl fmt::Display for Port {
         f.write_str(match self {
             Port::Clients => "the clients' port",
             Port::Servers => "the servers' port",
+            Port::Redis => "the port for Redis clients",
         })
     }
 }
@@ -61,13 +64,16 @@ pub(crate) struct Handshake {
     received: Vec<u8>,
     deadline: Time,
     wanted: Option<ShardId>,
+    next: ShardId,
 }
 
 impl Handshake {
-    /// Creates the state of a connection accepted at `now`.
-    pub(crate) fn new(now: Time, port: Port) -> Handshake {
+    /// Creates the state of a connection accepted at `now`. `next` is the shard that takes the next Redis client: each
+    /// serves all keys of such a client.
+    pub(crate) fn new(now: Time, port: Port, next: ShardId) -> Handshake {
         let deadline = now + HELLO_DEADLINE;
-        Handshake { port, received: Vec::new(), deadline, wanted: None }
+        let wanted = (port == Port::Redis).then_some(next);
+        Handshake { port, received: Vec::new(), deadline, wanted, next }
     }
 
     /// Processes received bytes. If the first frame names no existing shard, the shard `here` takes the connection and
@@ -75,8 +81,10 @@ impl Handshake {
     pub(crate) fn handle_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
         if self.port == Port::Clients && is_redis(&self.received) {
-            // Any shard serves any key of a Redis client.
-            self.wanted = Some(here);
+            self.port = Port::Redis;
+        }
+        if self.port == Port::Redis {
+            self.wanted = Some(self.next);
             return;
         }
         self.wanted = match wanted_shard(self.port, &self.received) {
@@ -104,7 +112,7 @@ impl Handshake {
 
 /// Returns whether the first bytes of a client's connection are of the Redis protocol. A command begins with an asterisk, a
 /// letter or a line end. The first byte of a HELLO is the low byte of its length, and none of these.
-pub(crate) fn is_redis(received: &[u8]) -> bool {
+fn is_redis(received: &[u8]) -> bool {
     received.first().is_some_and(|first| {
         *first == b'*' || first.is_ascii_alphabetic() || matches!(first, b'\r' | b'\n')
     })
@@ -120,7 +128,7 @@ enum Wanted {
 
 fn wanted_shard(port: Port, received: &[u8]) -> Wanted {
     let rules = match port {
-        Port::Clients => FrameRules::unchecked(MAX_HELLO_BODY),
+        Port::Clients | Port::Redis => FrameRules::unchecked(MAX_HELLO_BODY),
         Port::Servers => FrameRules::checked(MAX_HELLO_BODY),
     };
     let frame = match split_frame(received, &rules) {
@@ -156,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_hello_in_single_bytes_finds_its_shard_and_keeps_all_bytes() {
-        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients, HERE);
         let mut bytes = hello(3);
         let length = bytes.len();
         bytes.extend_from_slice(b"pipelined");
@@ -171,16 +179,34 @@ mod tests {
 
     #[test]
     fn a_hello_for_an_unknown_shard_stays_here_to_be_rejected() {
-        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients, HERE);
         handshake.handle_bytes(&hello(4), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
     }
 
     #[test]
     fn a_client_at_the_servers_port_stays_here_to_be_rejected() {
-        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Servers);
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Servers, HERE);
         handshake.handle_bytes(&hello(1), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
+    }
+
+    #[test]
+    fn a_redis_client_is_recognised_by_its_first_byte_and_goes_to_the_next_shard() {
+        for first in [&b"*"[..], b"PING", b"get", b"\r\n"] {
+            let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients, ShardId(2));
+            handshake.handle_bytes(first, HERE, 4);
+            assert_eq!((handshake.wanted(), handshake.port), (Some(ShardId(2)), Port::Redis));
+            assert_eq!(handshake.take_received(), first);
+        }
+        let silent = Handshake::new(Time::from_nanos(1), Port::Redis, ShardId(2));
+        assert_eq!(silent.wanted(), Some(ShardId(2)), "it may wait for its first command");
+        for version in [1, 2] {
+            let mut bytes = Vec::new();
+            Hello { version, ..Hello::new(ClusterId(1), ClientId(2), ShardId(0)) }
+                .write(&mut bytes);
+            assert!(!is_redis(&bytes), "version {version}");
+        }
     }
 
     proptest! {
@@ -189,7 +215,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..2_000),
         ) {
             for port in [Port::Clients, Port::Servers] {
-                let mut handshake = Handshake::new(Time::from_nanos(1), port);
+                let mut handshake = Handshake::new(Time::from_nanos(1), port, HERE);
                 handshake.handle_bytes(&bytes, HERE, 1);
                 // The handshake does not wait for more bytes than the longest hello.
                 prop_assert!(handshake.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);

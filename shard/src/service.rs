@@ -32,6 +32,7 @@ use kv_protocol::ids::{
     ShardId, Time, ViewVersion, WallTime,
 };
 use kv_protocol::key::Nonce;
+use kv_protocol::limits::DEFAULT_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::peer_message::{
     PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
@@ -177,6 +178,10 @@ pub struct Service {
     /// True if state that other threads read has changed.
     has_news: bool,
     was_drained: bool,
+    /// The time after which a request of a Redis client is given up.
+    pub(crate) redis_deadline: Duration,
+    /// The number of the shard that took the last connection that may be one of a Redis client.
+    next_for_redis: u16,
     /// The first reading of the wall clock.
     started: Option<WallTime>,
 }
@@ -270,6 +275,8 @@ impl Service {
             new_sessions: NewSessions::default(),
             has_news: false,
             was_drained: false,
+            redis_deadline: DEFAULT_DEADLINE,
+            next_for_redis: identity.shard.0,
             started: None,
         }
     }
@@ -871,6 +878,18 @@ impl Service {
         for hosted in &mut self.hosted {
             hosted.replica.note_wall(now, wall);
         }
+    }
+
+    /// Sets the time after which a request of a Redis client is given up; the default is [`DEFAULT_DEADLINE`]. It must be
+    /// set before the first request.
+    pub fn set_redis_deadline(&mut self, deadline: Duration) {
+        self.redis_deadline = deadline;
+    }
+
+    /// Returns the shard of this server that takes the next Redis client.
+    pub(crate) fn next_for_redis(&mut self) -> ShardId {
+        self.next_for_redis = (self.next_for_redis + 1) % self.identity.placement.shards();
+        ShardId(self.next_for_redis)
     }
 
     /// Returns the wall time at which this shard began.

@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::connection::Connection;
 use crate::connection_table::ConnectionTable;
 use crate::dial::DialTarget;
-use crate::handshake::{self, Handshake, HelloBounds, Port};
+use crate::handshake::{Handshake, HelloBounds, Port};
 use crate::input::Input;
 use crate::peer::Peer;
 use crate::redis::connection::RedisConnection;
@@ -68,7 +68,7 @@ pub struct Shard {
     /// The receiving sides. The sending sides are in `service.outputs`.
     receivers: ConnectionTable<Receiver>,
     /// Accepted connections, oldest first, in one queue for each port. Some may have completed their hello meanwhile.
-    awaiting_hello: [VecDeque<ConnectionId>; 2],
+    awaiting_hello: [VecDeque<ConnectionId>; 3],
     /// The number of bytes of long values that this wake-up may still send.
     readers_left: usize,
     /// The reader of the transmit in progress, and the number of bytes offered to its socket.
@@ -110,7 +110,11 @@ impl Shard {
     /// the oldest of them.
     pub fn open_accepted(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, Input::Handshake(Handshake::new(now, port)));
+        let next = match port {
+            Port::Servers => self.service.identity.shard,
+            Port::Clients | Port::Redis => self.service.next_for_redis(),
+        };
+        self.put(id, Input::Handshake(Handshake::new(now, port, next)));
         self.bound_awaiting_hello(port, id);
         id
     }
@@ -120,7 +124,7 @@ impl Shard {
     /// then [`Shard::handle_bytes`].
     pub fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, input_of(port, now, id, received));
+        self.put(id, input_of(port, now, id));
         if port == Port::Servers {
             self.bound_awaiting_hello(port, id);
         }
@@ -132,7 +136,7 @@ impl Shard {
     pub fn adopt_accepted(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_handshake(id) {
             let address = self.receiver(id).map_or(Address::UNKNOWN, |receiver| receiver.address);
-            self.put(id, input_of(port, now, id, &received));
+            self.put(id, input_of(port, now, id));
             self.set_address(id, address);
             self.handle_bytes(now, id, &received);
         }
@@ -595,7 +599,7 @@ impl Shard {
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);
         silent.push_back(newest);
         let most = match port {
-            Port::Clients => self.bounds.clients,
+            Port::Clients | Port::Redis => self.bounds.clients,
             Port::Servers => self.bounds.servers,
         };
         if silent.len() > most {
@@ -610,12 +614,10 @@ impl Shard {
     }
 }
 
-/// Creates the input of a connection that has sent these bytes so far.
-fn input_of(port: Port, now: Time, id: ConnectionId, received: &[u8]) -> Input {
+/// Creates the input of a connection whose handshake is over.
+fn input_of(port: Port, now: Time, id: ConnectionId) -> Input {
     match port {
-        Port::Clients if handshake::is_redis(received) => {
-            Input::Redis(Box::new(RedisConnection::new(id)))
-        }
+        Port::Redis => Input::Redis(Box::new(RedisConnection::new(id))),
         Port::Clients => Input::Client(Connection::new(now, id)),
         Port::Servers => Input::Peer(Peer::accepted(now, id)),
     }

@@ -162,3 +162,47 @@ fn databases_are_separate_and_native_clients_use_the_first() {
     assert_eq!(entry.bytes, b"zero");
     cluster.stop();
 }
+
+#[test]
+fn a_port_for_redis_clients_only_waits_for_the_first_command_and_all_shards_take_clients() {
+    let cluster = Cluster::builder().shards(2).flag("--redis-port").flag("0").start();
+    let log = std::fs::read_to_string(cluster.dir().join("server_0.log")).expect("a log");
+    let (_, rest) = log.split_once("Redis clients only on port ").expect("the port");
+    let port: u16 = rest.split_whitespace().next().and_then(|port| port.parse().ok()).expect("it");
+    let mut connections: Vec<Connection> =
+        (0..4).map(|_| Connection::open(([127, 0, 0, 1], port).into())).collect();
+    for (n, connection) in connections.iter_mut().enumerate() {
+        assert_eq!(connection.ask(&format!("SET key{n} {n}")), Reply::ok());
+    }
+    // INFO counts the connections of the shard that serves it.
+    for connection in &mut connections {
+        let Reply::Bulk(Some(info)) = connection.ask("INFO clients") else { panic!("no text") };
+        let info = String::from_utf8(info).expect("a text");
+        assert!(info.contains("connected_clients:2\r\n"), "{info}");
+    }
+    cluster.stop();
+}
+
+#[test]
+fn the_deadline_of_commands_is_a_flag() {
+    let cluster = Cluster::builder().flag("--redis-deadline").flag("0.5").start();
+    let mut connection = Connection::open(servers(&cluster)[0]);
+    let silent = cluster.server_pids();
+    // No server is left that could serve the keys of the two others, and they are not replaced while they are stopped.
+    for pid in &silent[1..] {
+        process::signal(*pid, Signal::STOP);
+    }
+    let begin = Instant::now();
+    let replies: Vec<Reply> = (0..20).map(|n| connection.ask(&format!("GET key{n}"))).collect();
+    let is_late =
+        |reply: &Reply| matches!(reply, Reply::Error(text) if text.starts_with("TRYAGAIN"));
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(
+        replies.iter().all(|reply| is_late(reply) || *reply == Reply::Bulk(None)),
+        "{replies:?}"
+    );
+    for pid in &silent[1..] {
+        process::signal(*pid, Signal::CONT);
+    }
+    cluster.stop();
+}

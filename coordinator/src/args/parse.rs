@@ -1,5 +1,6 @@
 //! The values of flags: how they are parsed and checked.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +8,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use kv_protocol::Eviction;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
-use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS};
+use kv_protocol::limits::{
+    CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS, REDIS_DEADLINE_SECONDS,
+};
 use kv_protocol::size;
 
 /// The minimum interval between two requests of `coord status --watch`.
@@ -84,6 +87,38 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
         ));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Parses `--redis-deadline`.
+pub(super) fn parse_redis_deadline(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !REDIS_DEADLINE_SECONDS.contains(&seconds) {
+        let (least, most) = (REDIS_DEADLINE_SECONDS.start(), REDIS_DEADLINE_SECONDS.end());
+        return Err(format!("{text} s is out of range; write {least} to {most}"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Checks the form of `--redis-port`: `none`, 0, or ports that differ.
+pub(super) fn parse_redis_ports(text: &str) -> Result<String, String> {
+    if matches!(text, "none" | "0") {
+        return Ok(text.to_owned());
+    }
+    let mut seen = BTreeSet::new();
+    for port in text.split(',') {
+        match port.parse::<u16>() {
+            Ok(0) | Err(_) => {
+                return Err(format!(
+                    "`{port}` is not a port; write one for each server, such as 6379,6380,6381, or 0, or none"
+                ));
+            }
+            Ok(number) if !seen.insert(number) => {
+                return Err(format!("port {number} is given twice"));
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(text.to_owned())
 }
 
 /// Parses `--orphan-timeout`; zero means never.

@@ -1,6 +1,7 @@
 //! The command line of a server's process, as the plan specifies it.
 
 use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::limits::DEFAULT_DEADLINE;
 use kv_protocol::{ClusterId, Eviction, Member};
 
 use super::Plan;
@@ -46,6 +47,12 @@ impl Plan {
         }
         if let Some(bytes) = &self.settings.connection_memory {
             flag("--connection-memory", bytes.clone());
+        }
+        if let Some(port) = self.settings.redis_port_of(line.id) {
+            flag("--redis-port", port.to_string());
+        }
+        if self.settings.redis_deadline != DEFAULT_DEADLINE {
+            flag("--redis-deadline", self.settings.redis_deadline.as_secs_f64().to_string());
         }
         if self.hash_tags {
             arguments.push("--hash-tags".to_owned());

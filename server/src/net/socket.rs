@@ -40,6 +40,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) fn reject(socket: &impl AsFd, port: Port) {
     let mut words = Vec::new();
     match port {
+        Port::Redis => words.extend_from_slice(b"-ERR max number of clients reached\r\n"),
         Port::Clients => {
             let reason = "this server has reached its connection limit; retry later";
             Refusal { status: Status::Busy, reason }.write(&mut words);
@@ -57,7 +58,7 @@ pub(crate) fn set_options(socket: &impl AsFd, port: Port) {
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
     let _ = match port {
-        Port::Clients => {
+        Port::Clients | Port::Redis => {
             socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
         }
         Port::Servers => socket

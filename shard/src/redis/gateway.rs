@@ -36,8 +36,6 @@ use crate::service::{Hashed, Service};
 
 /// The number of commands with one unit of work.
 const COMMANDS_OF_WORK: u64 = 64;
-/// The time after which a request is given up.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// The first back-off of a request that cannot be served yet. It doubles up to [`PAUSE_LAST`].
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 const PAUSE_LAST: Duration = Duration::from_millis(64);
@@ -244,7 +242,7 @@ impl Service {
         let pause = PAUSE_FIRST;
         let flight = Flight { ask, owner, place, is_write, number: None, at, doubts: 0, pause };
         let id = self.gateway.flights.insert(flight);
-        self.gateway.deadlines.push_back((now + DEADLINE, id));
+        self.gateway.deadlines.push_back((now + self.redis_deadline, id));
         self.dispatch(now, id);
     }
 

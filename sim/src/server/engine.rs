@@ -96,7 +96,7 @@ impl Engine {
             Some(Port::Servers) | None if waits(&self.strangers) => self.strangers.push_back(input),
             _ if is_stream => self.streams.push_back(input),
             Some(Port::Servers) => self.strangers.push_back(input),
-            Some(Port::Clients) | None => self.queue_of_client(input),
+            Some(Port::Clients | Port::Redis) | None => self.queue_of_client(input),
         }
     }
 
@@ -123,7 +123,7 @@ impl Engine {
         for input in self.unread.remove(&number).unwrap_or_default() {
             match port {
                 Port::Servers => self.strangers.push_back(input),
-                Port::Clients => self.queue_of_client(input),
+                Port::Clients | Port::Redis => self.queue_of_client(input),
             }
         }
     }

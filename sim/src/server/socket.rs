@@ -126,7 +126,7 @@ impl Sockets {
         let (port, reader) = (socket.port, socket.reader);
         self.ids.insert(socket.number, id);
         self.open.insert(id, socket);
-        self.clients += usize::from(port == Port::Clients);
+        self.clients += usize::from(port != Port::Servers);
         if reader != Reader::Fast {
             self.slow.push(id);
         }
@@ -157,7 +157,7 @@ impl Sockets {
         let socket = self.open.remove(&id)?;
         self.ids.remove(&socket.number);
         self.slow.retain(|slow| *slow != id);
-        self.clients -= usize::from(socket.port == Port::Clients);
+        self.clients -= usize::from(socket.port != Port::Servers);
         Some(socket)
     }
 

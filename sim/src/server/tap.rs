@@ -89,6 +89,7 @@ impl Tap {
                 has_begun: false,
                 asked: BTreeMap::new(),
             },
+            Port::Redis => Tap::Other,
             Port::Servers => Tap::Peer(FrameBuffer::new(FrameRules::checked(MAX_PEER_BODY))),
         }
     }
