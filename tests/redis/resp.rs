@@ -45,6 +45,11 @@ impl Connection {
         Connection { stream: BufReader::new(stream) }
     }
 
+    /// Returns whether nothing listens at the address.
+    pub(crate) fn is_refused(address: SocketAddr) -> bool {
+        TcpStream::connect(address).is_err()
+    }
+
     /// Sends commands whose words are separated by spaces.
     pub(crate) fn send(&mut self, lines: &[&str]) {
         let mut bytes = Vec::new();
