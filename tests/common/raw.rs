@@ -191,6 +191,18 @@ impl Raw {
         said
     }
 
+    /// Receives and discards everything until the other end closes the connection.
+    #[track_caller]
+    pub(crate) fn drain(&mut self) {
+        self.stream.set_read_timeout(Some(LIMIT)).expect("set a time limit");
+        match std::io::copy(&mut &self.stream, &mut std::io::sink()) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                panic!("the connection did not end: {error}")
+            }
+            _ => {}
+        }
+    }
+
     /// Receives and discards `count` bytes.
     #[track_caller]
     pub(crate) fn drop_bytes(&mut self, count: usize) {
