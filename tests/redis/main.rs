@@ -4,5 +4,6 @@
 mod common;
 
 mod door;
+mod hostile;
 mod resp;
 mod tools;

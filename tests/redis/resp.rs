@@ -60,7 +60,12 @@ impl Connection {
                 bytes.extend(format!("${}\r\n{word}\r\n", word.len()).into_bytes());
             }
         }
-        self.stream.get_mut().write_all(&bytes).expect("send commands");
+        self.send_bytes(&bytes);
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("send commands");
     }
 
     /// Receives a reply. `None` if the connection has ended.
