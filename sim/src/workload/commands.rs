@@ -23,7 +23,8 @@ impl Workload {
         now: u64,
         client: &mut RedisClient,
     ) -> Planned {
-        if let Some(own) = client.own.as_mut().filter(|_| random.per_mille(OWN_PER_MILLE)) {
+        let is_own = client.is_in_transaction() || random.per_mille(OWN_PER_MILLE);
+        if let Some(own) = client.own.as_mut().filter(|_| is_own) {
             let command = own.choose(random);
             return Planned { args: command.args.clone(), asked: AskedOf::Own(command) };
         }
