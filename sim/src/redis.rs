@@ -162,10 +162,16 @@ impl RedisClient {
         });
         let lost = lost.collect();
         self.connection = None;
+        self.own.iter_mut().for_each(OwnKeys::end_transaction);
         self.unsent.clear();
         (self.planned, self.is_shut, self.is_ending) = (0, false, false);
         self.replies = Replies::default();
         lost
+    }
+
+    /// Returns whether the client has begun a transaction and must end it.
+    pub fn is_in_transaction(&self) -> bool {
+        self.own.as_ref().is_some_and(OwnKeys::is_in_transaction)
     }
 
     /// Returns whether a key is one of the client's own.

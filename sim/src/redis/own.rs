@@ -2,6 +2,8 @@
 //! expects one exact reply to each command. A command that is executed before an earlier one of the same key, or
 //! twice, has another reply.
 
+use std::collections::VecDeque;
+
 use kv_testkit::random::Random;
 use kv_testkit::resp::Reply;
 
@@ -9,12 +11,16 @@ use kv_testkit::resp::Reply;
 const KEYS: usize = 3;
 /// The probability, per mille, that a command concerns all of them.
 const ALL_PER_MILLE: u64 = 150;
+/// The probability, per mille, that a command begins a transaction.
+const TRANSACTION_PER_MILLE: u64 = 60;
 
 /// The keys of a client.
 #[derive(Debug)]
 pub struct OwnKeys {
     client: usize,
     keys: [Own; KEYS],
+    /// The rest of a transaction that has begun.
+    rest: VecDeque<OwnCommand>,
 }
 
 /// A key, of which the name changes when its value is no longer known.
@@ -39,11 +45,17 @@ pub struct OwnCommand {
 impl OwnKeys {
     /// Creates the keys of a client.
     pub fn new(client: usize) -> OwnKeys {
-        OwnKeys { client, keys: [Own::default(); KEYS] }
+        OwnKeys { client, keys: [Own::default(); KEYS], rest: VecDeque::new() }
     }
 
     /// Chooses a command on one of the keys.
     pub fn choose(&mut self, random: &mut Random) -> OwnCommand {
+        if let Some(next) = self.rest.pop_front() {
+            return next;
+        }
+        if random.per_mille(TRANSACTION_PER_MILLE) {
+            return self.begin_transaction(random);
+        }
         if random.per_mille(ALL_PER_MILLE) {
             return self.command_on_all(random.index(3), random.below(1_000).cast_signed());
         }
@@ -51,6 +63,47 @@ impl OwnKeys {
         let kind = random.below(100);
         let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
         self.command(at, kind, amount)
+    }
+
+    /// Returns whether the next command must be one of a transaction that has begun.
+    pub fn is_in_transaction(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
+    /// Ends a transaction that has begun, because its connection has ended.
+    pub fn end_transaction(&mut self) {
+        for command in std::mem::take(&mut self.rest) {
+            self.forget(&command);
+        }
+    }
+
+    /// Begins a transaction on one key. Nobody else changes it, so a WATCH does not make the EXEC fail.
+    fn begin_transaction(&mut self, random: &mut Random) -> OwnCommand {
+        let at = random.index(KEYS);
+        let generation = self.keys[at].generation;
+        let key = self.key(at, generation);
+        let of = |args: Vec<Vec<u8>>, expected: &str| {
+            let expected = Reply::Simple(expected.to_owned());
+            OwnCommand { keys: vec![(at, generation)], args, expected }
+        };
+        let mut script = VecDeque::new();
+        if random.per_mille(500) {
+            script.push_back(of(vec![b"WATCH".to_vec(), key], "OK"));
+        }
+        script.push_back(of(vec![b"MULTI".to_vec()], "OK"));
+        let mut replies = Vec::new();
+        for _ in 0..=random.index(4) {
+            let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
+            let command = self.command(at, random.below(100), amount);
+            replies.push(command.expected);
+            script.push_back(of(command.args, "QUEUED"));
+        }
+        script.push_back(OwnCommand {
+            expected: Reply::Array(replies),
+            ..of(vec![b"EXEC".to_vec()], "")
+        });
+        self.rest = script;
+        self.rest.pop_front().expect("a transaction has commands")
     }
 
     /// Returns a GET of each key.

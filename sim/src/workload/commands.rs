@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kv_history::object::Text;
 use kv_testkit::objects::{Choice, Class};
 
+use super::objects::Chosen;
 use super::*;
 use crate::clock::wall_millis;
 use crate::redis::command::Command;
@@ -23,15 +24,13 @@ impl Workload {
         now: u64,
         client: &mut RedisClient,
     ) -> Planned {
-        if let Some(own) = client.own.as_mut().filter(|_| random.per_mille(OWN_PER_MILLE)) {
+        let is_own = client.is_in_transaction() || random.per_mille(OWN_PER_MILLE);
+        if let Some(own) = client.own.as_mut().filter(|_| is_own) {
             let command = own.choose(random);
             return Planned { args: command.args.clone(), asked: AskedOf::Own(command) };
         }
         match self.objects.choose_slot(random) {
-            Some((at, class, keys, key)) => {
-                let slot = SlotId::Object(at);
-                self.plan_object_command(random, now, client, (slot, class, keys, key))
-            }
+            Some(chosen) => self.plan_object_command(random, now, client, chosen),
             None => self.plan_register_command(random, client),
         }
     }
@@ -62,8 +61,9 @@ impl Workload {
         random: &mut Random,
         now: u64,
         client: &RedisClient,
-        (slot, class, keys, key): (SlotId, Class, Arc<[Vec<u8>]>, usize),
+        Chosen { at, class, keys, key }: Chosen,
     ) -> Planned {
+        let slot = SlotId::Object(at);
         let concerns_all = class == Class::Family && random.per_mille(ALL_KEYS_PER_MILLE);
         let is_read = random.per_mille(350);
         let command = match (is_read, concerns_all) {

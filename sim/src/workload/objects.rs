@@ -59,6 +59,18 @@ pub struct ObjectHistory {
     pub entries: Vec<ObjectEntry>,
 }
 
+/// The object that was chosen for an operation.
+pub(super) struct Chosen {
+    /// The slot.
+    pub(super) at: usize,
+    /// The class of the object.
+    pub(super) class: Class,
+    /// The keys of the object.
+    pub(super) keys: Arc<[Vec<u8>]>,
+    /// The index of the key of the operation.
+    pub(super) key: usize,
+}
+
 /// The objects in use, and their histories.
 #[derive(Debug)]
 pub struct Objects {
@@ -104,7 +116,7 @@ impl Objects {
         only_reads: bool,
         next_value: &mut u64,
     ) -> Option<(usize, ObjectAsk)> {
-        let (at, class, keys, key) = self.choose_slot(random)?;
+        let Chosen { at, class, keys, key } = self.choose_slot(random)?;
         let is_read = only_reads || random.per_mille(350);
         let ask = match is_read {
             true => ObjectAsk::read(keys, key, class == Class::Expiring || random.per_mille(300)),
@@ -119,12 +131,8 @@ impl Objects {
         Some((at, ask))
     }
 
-    /// Chooses the slot of an operation with some probability. Returns the class and the keys of its object, and one of
-    /// the keys.
-    pub(super) fn choose_slot(
-        &mut self,
-        random: &mut Random,
-    ) -> Option<(usize, Class, Arc<[Vec<u8>]>, usize)> {
+    /// Chooses the slot of an operation, and a key of its object, with some probability.
+    pub(super) fn choose_slot(&mut self, random: &mut Random) -> Option<Chosen> {
         if !random.per_mille(self.share) {
             return None;
         }
@@ -148,7 +156,7 @@ impl Objects {
         }
         let keys = Arc::clone(keys);
         let key = random.index(keys.len());
-        Some((at, class, keys, key))
+        Some(Chosen { at, class, keys, key })
     }
 
     /// Returns the reads of the final check: every key of the objects that `is_served` accepts.

@@ -71,11 +71,14 @@ impl World {
 
     fn begin_commands(&mut self, client: usize) {
         let room = self.redis[client].depth.saturating_sub(self.redis[client].queue.len());
-        if self.is_healing || self.redis[client].is_shut || room == 0 {
+        if self.redis[client].is_shut || room == 0 {
             return;
         }
         for _ in 0..=self.random.index(room) {
             let state = &mut self.redis[client];
+            if self.is_healing && !state.is_in_transaction() {
+                return;
+            }
             let planned = self.workload.plan_command(&mut self.random, self.now, state);
             state.begin(self.now, planned);
         }
@@ -366,7 +369,7 @@ impl World {
 
     /// Returns whether a Redis client waits for a reply.
     pub(super) fn redis_waits(&self) -> bool {
-        self.redis.iter().any(|client| !client.queue.is_empty())
+        self.redis.iter().any(|client| !client.queue.is_empty() || client.is_in_transaction())
     }
 }
 
