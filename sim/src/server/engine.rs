@@ -241,7 +241,8 @@ impl turn::Engine for Turn<'_> {
                 let handshake = shard.take_handshake(id);
                 shard.close(now, id);
                 self.engine.sockets.remove(id);
-                let received = handshake.map(|(_, received)| received).unwrap_or_default();
+                // The first byte may have moved the connection to another port.
+                let (port, received) = handshake.unwrap_or((port, Vec::new()));
                 let mut inputs = vec![Input::Adopted(number, port, reader, received)];
                 inputs.extend(self.engine.take_inputs(number));
                 self.engine.output.push(Output::HandOver(number, wanted, inputs));

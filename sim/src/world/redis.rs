@@ -118,7 +118,8 @@ impl World {
         let hosts = ends.map(|end| self.host_of(end));
         let number = self.network.connect(&mut self.random, ends, hosts);
         if let Actor::Shard { process, shard } = ends[1] {
-            self.give(process, shard, Input::Accepted(number, Port::Clients, Reader::Fast));
+            let port = if self.random.per_mille(500) { Port::Clients } else { Port::Redis };
+            self.give(process, shard, Input::Accepted(number, port, Reader::Fast));
         }
         self.redis[client].connection = Some(number);
         self.redis[client].waits_since = self.now;
