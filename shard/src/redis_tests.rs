@@ -115,6 +115,20 @@ fn commands_in_any_pieces_are_served_as_if_they_came_at_once() {
 }
 
 #[test]
+fn a_request_of_a_browser_ends_the_connection_before_a_command_in_its_body() {
+    for head in ["POST / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+        let (mut pair, client) = joined();
+        let bytes = format!("{head}\r\nSET {} 1\r\n", key_of(0));
+        pair.primary.handle_bytes(NOW, client, bytes.as_bytes());
+        pair.exchange();
+        assert_eq!(pair.primary.fate(client), crate::Fate::Close);
+        let other = open(&mut pair.primary);
+        pair.primary.handle_bytes(NOW, other, &commands(&[&format!("GET {}", key_of(0))]));
+        assert_eq!(replies(&mut pair, other), "$-1\r\n");
+    }
+}
+
+#[test]
 fn malformed_bytes_get_an_error_and_a_close() {
     let (mut pair, client) = joined();
     pair.primary.handle_bytes(NOW, client, b"*1\r\n:3\r\nPING\r\n");

@@ -191,6 +191,13 @@ impl RedisConnection {
             }
             Ok(Parsed::Command { args, consumed }) => {
                 let args: Vec<&[u8]> = args.iter().collect();
+                if is_of_http(args[0]) {
+                    let reason = "these are lines of HTTP, perhaps sent by a web page in a browser";
+                    service.count_refused(now, "Redis connection", reason);
+                    service.outputs.kill(self.id);
+                    self.is_ending = true;
+                    return bytes.len();
+                }
                 // It begins again when the replies before it are complete.
                 if !self.pending.is_empty()
                     && command::find(args[0]).is_some_and(|command| command.waits())
@@ -460,6 +467,12 @@ impl InFlight {
         }
         (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
     }
+}
+
+/// Returns whether a command is a line of an HTTP request. A web page can make a browser send such a request to any
+/// address, with commands in its body. Redis closes these connections too.
+fn is_of_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 /// The error of a command with too many keys.
