@@ -3,7 +3,7 @@
 # those that are missing. Otherwise it lists them and exits with status 1.
 #
 #   scripts/setup.sh build     tools for `make all` and `make run`
-#   scripts/setup.sh           these, and tools for `make test` and `make lint`
+#   scripts/setup.sh           these, and tools and clients of Redis for `make test` and `make lint`
 #   scripts/setup.sh bench     tools for `make all`, and hiredis and redis-server for `make bench-client`
 #   scripts/setup.sh sim       tools for `make all`, and redis-server for `make sim`
 #   scripts/setup.sh compare   other stores for `make compare`, as far as they can be installed; never fails
@@ -60,6 +60,12 @@ check_test() {
     has abidw || need_package abigail-tools "abidw and abidiff, to detect changes of the C interface"
     [[ -r /usr/include/cmocka.h ]] || need_package libcmocka-dev "cmocka, for the tests in C"
     has cargo-deny || crates+=(cargo-deny)
+    # Clients and tools of Redis.
+    check_redis
+    has redis-cli || need_package redis-tools "redis-cli and redis-benchmark"
+    python3 -m ensurepip --version >/dev/null 2>&1 || need_package python3-venv "python3-venv, for clients in Python"
+    has node || need_package nodejs "node, for clients in JavaScript"
+    has npm || need_package npm "npm, for clients in JavaScript"
 }
 
 check_bench() {
@@ -98,6 +104,26 @@ install_crates() {
     "${CARGO_DENY[@]}"
 }
 
+# Installs the pinned clients and frameworks in target/, again if their list has changed. It needs no root.
+install_redis_clients() {
+    local -r at=target/redis-clients pins=tests/redis
+    if ! cmp --silent "$pins/python/requirements.txt" "$at/python/installed.txt"; then
+        printf 'setup: installing clients of Redis in Python\n'
+        rm -rf "$at/python"
+        python3 -m venv "$at/python"
+        "$at/python/bin/python3" -m pip install --quiet --requirement "$pins/python/requirements.txt"
+        cp "$pins/python/requirements.txt" "$at/python/installed.txt"
+    fi
+    if ! cmp --silent "$pins/node/package-lock.json" "$at/node/installed.json"; then
+        printf 'setup: installing clients of Redis in JavaScript\n'
+        rm -rf "$at/node"
+        mkdir -p "$at/node"
+        cp "$pins/node/package.json" "$pins/node/package-lock.json" "$at/node"
+        npm ci --prefix "$at/node" --ignore-scripts --no-audit --no-fund
+        cp "$pins/node/package-lock.json" "$at/node/installed.json"
+    fi
+}
+
 list_and_leave() {
     printf '\nsetup: install the missing tools, then run this again:\n'
     ((${#packages[@]} == 0)) || printf '  sudo apt-get install %s\n' "${packages[*]}"
@@ -134,7 +160,13 @@ get_peers() {
     [[ ! -d /run/systemd/system ]] || systemctl disable --now "${new[@]}" || true
 }
 
-case ${1-} in
+# Installs what needs the installed packages.
+finish() {
+    [[ -n $kind ]] || install_redis_clients
+}
+
+readonly kind=${1-}
+case $kind in
 build) check_build ;;
 bench) check_build && check_bench ;;
 sim) check_build && check_redis ;;
@@ -143,9 +175,10 @@ compare) get_peers && exit ;;
 *) printf 'usage: %s [build|bench|sim|compare]\n' "$0" && exit 2 ;;
 esac
 
-((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || exit 0
+((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || { finish; exit; }
 ((EUID == 0)) || list_and_leave
 has apt-get || list_and_leave
 ((${#packages[@]} == 0)) || install_packages
 ((${#by_hand[@]} == 0)) || { packages=() && list_and_leave; }
 ((${#crates[@]} == 0)) || install_crates
+finish
