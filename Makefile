@@ -90,6 +90,8 @@ sim: ## compare number texts, evictions and commands with Redis, updates with a 
 	$(CARGO) test $(LOCKED) -p kv-core --test eviction_hit_ratio -- --ignored --nocapture
 # 200,000 commands of Redis clients.
 	$(CARGO) test $(LOCKED) -p kv-redis --lib differential -- --ignored --nocapture
+# 100,000 commands of Redis clients, to a real cluster.
+	$(CARGO) test $(LOCKED) --test redis differential -- --ignored --nocapture
 # A million sequences of random updates.
 	$(CARGO) test $(LOCKED) -p kv-core --lib update::tests -- --ignored --nocapture
 # Ten million inputs of the parser of Redis commands.

@@ -2,12 +2,14 @@
 //!
 //! A program gets the addresses of all servers, and ends with status 0 after it has printed `passed`.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::common::{Cluster, TIMEOUT, programs, workshop};
-use crate::resp::servers;
+use crate::common::process::{self, Signal};
+use crate::common::{Cluster, TIMEOUT, programs, wait_until, workshop};
+use crate::resp::{Connection, Reply, servers};
 
 /// Returns a path of the installed packages.
 fn installed(path: &str) -> PathBuf {
@@ -25,11 +27,11 @@ fn run(mut command: Command) {
     cluster.stop();
 }
 
-fn run_python(program: &str) {
+fn python(program: &str) -> Command {
     let mut command = Command::new(installed("python/bin/python3"));
     command.arg(workshop::root().join("tests/redis/python").join(program));
     command.env("PYTHONDONTWRITEBYTECODE", "1");
-    run(command);
+    command
 }
 
 fn run_node(program: &str) {
@@ -45,12 +47,12 @@ fn run_node(program: &str) {
 
 #[test]
 fn redis_py_works_at_every_server_with_both_protocols() {
-    run_python("redis_py.py");
+    run(python("redis_py.py"));
 }
 
 #[test]
 fn caches_and_sessions_of_django_and_flask_work() {
-    run_python("frameworks.py");
+    run(python("frameworks.py"));
 }
 
 #[test]
@@ -66,4 +68,36 @@ fn ioredis_works_at_every_server() {
 #[test]
 fn connect_redis_and_keyv_work() {
     run_node("stores.mjs");
+}
+
+/// The increments of a pool count once, and get no error, while a server to which it has no connection is killed.
+#[test]
+fn a_pool_of_redis_py_counts_exactly_while_a_server_is_killed() {
+    let cluster = Cluster::start();
+    let addresses = servers(&cluster);
+    let mut command = python("killed.py");
+    command.args([addresses[0], addresses[2]].map(|address| address.to_string()));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("start python3");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut line = || output.next().expect("a line").expect("a line in UTF-8");
+    assert_eq!(line(), "started");
+    let counted = |connection: &mut Connection| match connection.ask("GET counter0") {
+        Reply::Bulk(Some(digits)) => String::from_utf8_lossy(&digits).parse().expect("a number"),
+        _ => 0,
+    };
+    let mut connection = Connection::open(addresses[0]);
+    for _ in 0..2 {
+        let before: u64 = counted(&mut connection);
+        wait_until("further increments", TIMEOUT, || counted(&mut connection) > before + 20);
+        process::signal(cluster.server_pid(1), Signal::KILL);
+        cluster.await_whole();
+    }
+    drop(child.stdin.take());
+    let ended = programs::wait(&mut child, TIMEOUT).expect("an end in time");
+    assert_eq!(ended, Some(0));
+    let last = line();
+    assert!(last.starts_with("passed"), "{last}");
+    println!("{last}");
+    cluster.stop();
 }

@@ -4,6 +4,7 @@
 mod common;
 
 mod clients;
+mod differential;
 mod door;
 mod hostile;
 mod resp;
