@@ -61,7 +61,7 @@ check_test() {
     [[ -r /usr/include/cmocka.h ]] || need_package libcmocka-dev "cmocka, for the tests in C"
     has cargo-deny || crates+=(cargo-deny)
     # Clients and tools of Redis.
-    check_redis
+    check_bench
     has redis-cli || need_package redis-tools "redis-cli and redis-benchmark"
     python3 -m ensurepip --version >/dev/null 2>&1 || need_package python3-venv "python3-venv, for clients in Python"
     has node || need_package nodejs "node, for clients in JavaScript"
@@ -70,7 +70,7 @@ check_test() {
 
 check_bench() {
     has pkg-config || need_package pkg-config "pkg-config"
-    [[ -r /usr/include/hiredis/hiredis.h ]] || need_package libhiredis-dev "hiredis, to compare with"
+    [[ -r /usr/include/hiredis/hiredis.h ]] || need_package libhiredis-dev "hiredis, to compare with and to test"
     check_redis
 }
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, TIMEOUT, programs, wait_until, workshop};
+use crate::common::workshop::{self, Workshop};
+use crate::common::{Cluster, TIMEOUT, programs, wait_until};
 use crate::resp::{Connection, Reply, servers};
 
 /// Returns a path of the installed packages.
@@ -100,4 +101,11 @@ fn a_pool_of_redis_py_counts_exactly_while_a_server_is_killed() {
     assert!(last.starts_with("passed"), "{last}");
     println!("{last}");
     cluster.stop();
+}
+
+#[test]
+fn hiredis_works_at_every_server() {
+    let workshop = Workshop::open();
+    let source = workshop::root().join("tests/redis/c/hiredis.c");
+    run(Command::new(workshop.compile(&source, &["-lhiredis"])));
 }

@@ -29,7 +29,7 @@ fn a_cluster_replies_as_redis() -> anyhow::Result<()> {
 }
 
 #[test]
-#[ignore = "takes minutes; `make sim` runs it"]
+#[ignore = "takes longer; `make sim` runs it"]
 fn a_cluster_replies_as_redis_to_100_000_commands() -> anyhow::Result<()> {
     compare(100_000)
 }
