@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man install uninstall bench bench-client compare profile sim sim-mutations sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench bench-client compare profile redis-clients sim sim-mutations sim-exhaustive chaos setup clean help
 
 # Cargo.lock pins the tested versions, so no command here may change it.
 CARGO := cargo
@@ -81,6 +81,10 @@ profile: ## profile a server with GET and PUT, and count instructions per operat
 	@scripts/setup.sh build
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	@scripts/profile.sh
+
+redis-clients: ## run clients and frameworks of Redis in Python and JavaScript against real clusters
+	scripts/setup.sh clients
+	$(CARGO) test $(LOCKED) --test redis clients -- --ignored --nocapture
 
 sim: ## compare number texts, evictions and commands with Redis, updates with a model, and the parser of Redis commands with another one, then simulate fixed seeds, and new ones for 10 minutes
 	@scripts/setup.sh sim

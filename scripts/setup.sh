@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh build     tools for `make all` and `make run`
 #   scripts/setup.sh           these, and tools and clients of Redis for `make test` and `make lint`
+#   scripts/setup.sh clients   tools for `make all`, and clients of Redis in Python and JavaScript for `make redis-clients`
 #   scripts/setup.sh bench     tools for `make all`, and hiredis and redis-server for `make bench-client`
 #   scripts/setup.sh sim       tools for `make all`, and redis-server for `make sim`
 #   scripts/setup.sh compare   other stores for `make compare`, as far as they can be installed; never fails
@@ -63,6 +64,10 @@ check_test() {
     # Clients and tools of Redis.
     check_bench
     has redis-cli || need_package redis-tools "redis-cli and redis-benchmark"
+}
+
+check_clients() {
+    has python3 || need_package python3 "python3, for clients in Python"
     python3 -m ensurepip --version >/dev/null 2>&1 || need_package python3-venv "python3-venv, for clients in Python"
     has node || need_package nodejs "node, for clients in JavaScript"
     has npm || need_package npm "npm, for clients in JavaScript"
@@ -162,7 +167,7 @@ get_peers() {
 
 # Installs what needs the installed packages.
 finish() {
-    [[ -n $kind ]] || install_redis_clients
+    [[ $kind != clients ]] || install_redis_clients
 }
 
 readonly kind=${1-}
@@ -170,9 +175,10 @@ case $kind in
 build) check_build ;;
 bench) check_build && check_bench ;;
 sim) check_build && check_redis ;;
+clients) check_build && check_clients ;;
 compare) get_peers && exit ;;
 '') check_build && check_test ;;
-*) printf 'usage: %s [build|bench|sim|compare]\n' "$0" && exit 2 ;;
+*) printf 'usage: %s [build|bench|sim|clients|compare]\n' "$0" && exit 2 ;;
 esac
 
 ((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || { finish; exit; }
