@@ -28,7 +28,7 @@ use kv_redis::error::Error;
 use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
-use super::gateway::{Delivery, Outcome, Owner};
+use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
 use crate::service::Service;
 
@@ -454,7 +454,9 @@ impl PartialReply {
 impl InFlight {
     fn of(ask: &Ask, command: u64, part: usize) -> InFlight {
         let is_write = ask.request().operation.write_header().is_some();
-        InFlight { command, part, keys: ask.digests(), is_write, bytes: ask.frame().len() }
+        let keys = ask.digests();
+        let own = size_of::<InFlight>() + size_of_val(&keys[..]);
+        InFlight { command, part, keys, is_write, bytes: ask.frame().len() + FLIGHT_BYTES + own }
     }
 
     /// Returns whether this request must not be in flight together with another one of the connection.

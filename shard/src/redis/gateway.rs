@@ -145,6 +145,9 @@ impl Flight {
     }
 }
 
+/// The memory of a request in flight, besides its frame.
+pub(crate) const FLIGHT_BYTES: usize = size_of::<Flight>() + size_of::<(Time, RequestId)>();
+
 /// The holder of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
