@@ -71,6 +71,16 @@ pub(crate) enum Outcome {
     InDoubt,
 }
 
+impl Outcome {
+    /// Returns the memory of the outcome, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Outcome::Response(frame) => frame.capacity(),
+            Outcome::NotServed | Outcome::InDoubt => 0,
+        }
+    }
+}
+
 /// The requests in flight, and the routes to the shards that serve them.
 #[derive(Default)]
 pub(crate) struct Gateway {
