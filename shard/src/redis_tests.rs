@@ -367,3 +367,46 @@ fn a_write_that_no_memory_is_left_for_is_in_doubt_if_it_was_sent_before() {
         assert!(said.starts_with(expected), "after {links_lost} lost links: {said}");
     }
 }
+
+/// The work for a command with many keys grows with their number, not with its square.
+#[test]
+fn a_command_with_many_keys_is_served_in_linear_time() {
+    let (mut pair, client) = joined();
+    let of_group = (0..)
+        .map(|n| format!("key{n}"))
+        .filter(|key| Placement::new(3, 1).locate(key.as_bytes()).0 == GroupId(0));
+    let keys: Vec<String> = of_group.take(20_000).collect();
+    let line = format!("MGET {}", keys.join(" "));
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line, "PING"]));
+    let begin = std::time::Instant::now();
+    let said = replies(&mut pair, client);
+    assert!(said.starts_with("*20000\r\n$-1\r\n") && said.ends_with("$-1\r\n+PONG\r\n"));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn all_memory_of_a_connection_is_returned_when_its_commands_have_their_replies() {
+    let (mut pair, client) = joined();
+    let key = key_of(0);
+    let lines: Vec<String> = (0..300).map(|n| format!("SET {key}{n} value")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    pair.primary.handle_bytes(NOW, client, &commands(&lines));
+    let mut said = String::new();
+    while said.matches("+OK").count() + said.matches("-TRYAGAIN").count() < 300 {
+        let more = replies(&mut pair, client);
+        if more.is_empty() {
+            break;
+        }
+        said.push_str(&more);
+    }
+    // Keys of other groups wait for links that nobody dials here, and are given up.
+    let mut now = NOW;
+    for _ in 0..130 {
+        now = now + Duration::from_millis(100);
+        pair.exchange_at(now);
+        pair.primary.handle_tick(now, WALL);
+        pair.secondary.handle_tick(now, WALL);
+        take_output_at(now, &mut pair.primary, client);
+    }
+    assert_eq!(pair.primary.redis_bytes(client), Some(0));
+}

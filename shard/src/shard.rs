@@ -576,6 +576,15 @@ impl Shard {
         format!("{stage} {called_at:?} {deferred} {}", self.service.describe(group))
     }
 
+    /// Returns the memory that the commands of a Redis connection hold, in bytes.
+    #[cfg(test)]
+    pub(crate) fn redis_bytes(&mut self, id: ConnectionId) -> Option<usize> {
+        match self.input(id)? {
+            Input::Redis(connection) => Some(connection.held_bytes()),
+            _ => None,
+        }
+    }
+
     fn input(&mut self, id: ConnectionId) -> Option<&mut Input> {
         self.receiver(id).map(|receiver| &mut receiver.input)
     }

@@ -28,12 +28,14 @@ use kv_redis::error::Error;
 use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
-use super::gateway::{Delivery, Outcome, Owner};
+use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
 use crate::service::Service;
 
 /// The number of requests in flight above which no further command of the connection begins.
 const IN_FLIGHT: usize = 128;
+/// The number of commands without a sent reply above which no further command begins.
+const PENDING: usize = 1_024;
 /// The maximum number of requests of one command.
 const ASKS_MAX: usize = 65_536;
 /// The capacity to which the input buffer of a connection is trimmed.
@@ -57,6 +59,10 @@ pub(crate) struct RedisConnection {
     /// A command that may not begin yet.
     held: Option<Step>,
     in_flight: Vec<InFlight>,
+    /// The sum of their weights.
+    weight: usize,
+    /// The memory of their requests and outcomes, and of the replies that wait.
+    held_bytes: usize,
     /// True after the last command that is served.
     is_ending: bool,
     /// The number of bytes of this connection that are counted as connection memory.
@@ -76,6 +82,8 @@ struct Step {
     asks: Vec<Ask>,
     finish: Finish,
     reply: PartialReply,
+    /// The footprint, once it was needed.
+    footprint: Option<Footprint>,
 }
 
 /// The beginning of a reply.
@@ -93,6 +101,8 @@ struct Waiting {
     parts: Vec<Part>,
     /// The number of parts without an outcome.
     missing: usize,
+    /// The number of bytes of the outcomes.
+    bytes: usize,
 }
 
 /// A request of a step.
@@ -101,13 +111,20 @@ struct Part {
     outcome: Option<Outcome>,
 }
 
-/// A request in flight.
+/// A command with requests in flight.
 struct InFlight {
     command: u64,
-    part: usize,
-    /// The digests of its keys; none for a request that concerns all keys.
-    keys: Vec<Digest>,
+    footprint: Footprint,
+}
+
+/// The properties of a step that matter to the other commands of its connection.
+struct Footprint {
+    /// The digests of its keys; `None` if it concerns all keys.
+    keys: Option<Vec<Digest>>,
     is_write: bool,
+    /// The number of its requests or of its keys, whichever is larger.
+    weight: usize,
+    /// Its memory while it is in flight, without outcomes.
     bytes: usize,
 }
 
@@ -124,6 +141,8 @@ impl RedisConnection {
             first: 0,
             held: None,
             in_flight: Vec::new(),
+            weight: 0,
+            held_bytes: 0,
             is_ending: false,
             counted: 0,
         }
@@ -162,7 +181,10 @@ impl RedisConnection {
 
     /// Returns whether a further command could begin.
     fn has_room(&self) -> bool {
-        self.held.is_none() && !self.is_ending && self.in_flight.len() < IN_FLIGHT
+        self.held.is_none()
+            && !self.is_ending
+            && self.weight < IN_FLIGHT
+            && self.pending.len() < PENDING
     }
 
     fn may_go_on(&self, service: &mut Service) -> bool {
@@ -237,7 +259,7 @@ impl RedisConnection {
     ) -> Result<Step, Vec<u8>> {
         let error = match plan {
             Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
-                return Ok(Step { asks, finish, reply });
+                return Ok(Step { asks, finish, reply, footprint: None });
             }
             Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
             Ok(Plan::Replied) => return Err(reply.complete()),
@@ -258,6 +280,7 @@ impl RedisConnection {
 
     /// Sends the complete reply of the newest command, or keeps it until those before it are complete.
     fn reply(&mut self, now: Time, service: &mut Service, reply: Vec<u8>) {
+        self.held_bytes += reply.capacity();
         self.pending.push_back(Pending::Replied(reply));
         self.send_complete(now, service);
     }
@@ -266,6 +289,7 @@ impl RedisConnection {
     fn send_complete(&mut self, now: Time, service: &mut Service) {
         while let Some(Pending::Replied(reply)) = self.pending.front_mut() {
             let reply = std::mem::take(reply);
+            self.held_bytes -= reply.capacity();
             self.pending.pop_front();
             self.first += 1;
             service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
@@ -280,12 +304,12 @@ impl RedisConnection {
     }
 
     /// Begins the newest command, or holds it back while it may not begin.
-    fn begin_or_hold(&mut self, now: Time, service: &mut Service, step: Step) {
-        if !self.may_begin(&step.asks) {
+    fn begin_or_hold(&mut self, now: Time, service: &mut Service, mut step: Step) {
+        if !self.may_begin(&mut step) {
             self.held = Some(step);
             return;
         }
-        let Step { asks, finish, mut reply } = step;
+        let Step { asks, finish, mut reply, footprint } = step;
         // In the usual case this shard serves the only request at once.
         let mut finish = Some(finish);
         let served = match &asks[..] {
@@ -297,7 +321,7 @@ impl RedisConnection {
         };
         let step = match (served.flatten(), finish) {
             (Some(plan), _) => self.step_of(plan, reply),
-            (None, Some(finish)) => Ok(Step { asks, finish, reply }),
+            (None, Some(finish)) => Ok(Step { asks, finish, reply, footprint }),
             (None, None) => return,
         };
         match step {
@@ -310,30 +334,34 @@ impl RedisConnection {
         }
     }
 
-    /// Returns whether a command with these requests may begin now.
-    fn may_begin(&self, asks: &[Ask]) -> bool {
+    /// Returns whether a command may begin now.
+    fn may_begin(&self, step: &mut Step) -> bool {
         if self.in_flight.is_empty() {
             return true;
         }
-        self.in_flight.len() + asks.len() <= IN_FLIGHT
-            && asks.iter().all(|ask| {
-                let request = InFlight::of(ask, 0, 0);
-                self.in_flight.iter().all(|other| !request.conflicts_with(other))
-            })
+        let Step { asks, footprint, .. } = step;
+        let footprint = footprint.get_or_insert_with(|| Footprint::of(asks));
+        self.weight + footprint.weight <= IN_FLIGHT
+            && self.in_flight.iter().all(|other| !footprint.conflicts_with(&other.footprint))
     }
 
     /// Begins a step of a pending command.
     fn begin(&mut self, now: Time, service: &mut Service, command: u64, step: Step) {
-        let Step { asks, finish, reply } = step;
-        let mut parts = Vec::with_capacity(asks.len());
-        for (part, ask) in asks.iter().enumerate() {
-            let request = InFlight::of(ask, command, part);
-            parts.push(Part { is_read: !request.is_write, outcome: None });
-            self.in_flight.push(request);
-        }
-        let waiting = Box::new(Waiting { finish, reply, missing: parts.len(), parts });
+        let Step { asks, finish, mut reply, footprint } = step;
+        let footprint = footprint.unwrap_or_else(|| Footprint::of(&asks));
+        self.weight += footprint.weight;
+        self.held_bytes += footprint.bytes;
+        self.in_flight.push(InFlight { command, footprint });
+        let part = |ask: &Ask| {
+            let is_read = ask.request().operation.write_header().is_none();
+            Part { is_read, outcome: None }
+        };
+        let parts: Vec<Part> = asks.iter().map(part).collect();
+        // A step that asks the store has written nothing, so its buffer can serve others meanwhile.
+        service.outputs.recycle(std::mem::take(&mut reply.bytes));
+        let waiting = Waiting { finish, reply, missing: parts.len(), parts, bytes: 0 };
         if let Some(place) = self.pending_mut(command) {
-            *place = Pending::Waiting(waiting);
+            *place = Pending::Waiting(Box::new(waiting));
         }
         if let Some(output) = service.outputs.get(self.id) {
             output.expect_response();
@@ -351,11 +379,14 @@ impl RedisConnection {
     /// Processes the end of a request, then continues with the commands that were held back.
     pub(crate) fn handle_delivery(&mut self, now: Time, service: &mut Service, delivery: Delivery) {
         let Owner { command, part, .. } = delivery.owner;
-        self.in_flight.retain(|request| (request.command, request.part) != (command, part));
         let Some(Pending::Waiting(waiting)) = self.pending_mut(command) else { return };
+        let bytes = delivery.outcome.bytes();
         waiting.parts[part].outcome = Some(delivery.outcome);
+        waiting.bytes += bytes;
         waiting.missing -= 1;
-        if waiting.missing == 0 {
+        let is_complete = waiting.missing == 0;
+        self.held_bytes += bytes;
+        if is_complete {
             self.finish(now, service, command);
         }
         self.go_on(now, service);
@@ -373,7 +404,14 @@ impl RedisConnection {
         if let Some(output) = service.outputs.get(self.id) {
             output.note_reply();
         }
-        let Waiting { finish, mut reply, parts, .. } = *waiting;
+        let Waiting { finish, mut reply, parts, bytes, .. } = *waiting;
+        self.held_bytes -= bytes;
+        if let Some(at) = self.in_flight.iter().position(|other| other.command == command) {
+            let InFlight { footprint, .. } = self.in_flight.swap_remove(at);
+            self.weight -= footprint.weight;
+            self.held_bytes -= footprint.bytes;
+        }
+        reply.bytes = service.outputs.take_buffer();
         let plan = match responses_of(&parts) {
             Ok(responses) => {
                 let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
@@ -396,8 +434,10 @@ impl RedisConnection {
                 if at_once {
                     service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
                 }
+                let reply = if at_once { Vec::new() } else { reply };
+                self.held_bytes += reply.capacity();
                 if let Some(place) = self.pending_mut(command) {
-                    *place = Pending::Replied(if at_once { Vec::new() } else { reply });
+                    *place = Pending::Replied(reply);
                 }
                 self.send_complete(now, service);
             }
@@ -405,12 +445,9 @@ impl RedisConnection {
     }
 
     fn count_memory(&mut self, now: Time, service: &mut Service) {
-        let replies = self.pending.iter().map(|pending| match pending {
-            Pending::Replied(reply) => reply.capacity(),
-            Pending::Waiting(waiting) => waiting.reply.bytes.capacity() + size_of::<Waiting>(),
-        });
-        let requests = self.in_flight.iter().map(|request| request.bytes);
-        let held = self.input.capacity() + replies.sum::<usize>() + requests.sum::<usize>();
+        let footprint = self.held.as_ref().and_then(|step| step.footprint.as_ref());
+        let of_step = footprint.map_or(0, |footprint| footprint.bytes);
+        let held = self.input.capacity() + self.held_bytes + of_step;
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {
@@ -418,6 +455,12 @@ impl RedisConnection {
             service.count_refused(now, "connection", reason);
             service.outputs.kill(self.id);
         }
+    }
+
+    /// Returns the memory of requests, outcomes and waiting replies, in bytes.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes + self.weight
     }
 
     /// Returns whether more bytes may be read from the socket.
@@ -451,21 +494,30 @@ impl PartialReply {
     }
 }
 
-impl InFlight {
-    fn of(ask: &Ask, command: u64, part: usize) -> InFlight {
-        let is_write = ask.request().operation.write_header().is_some();
-        InFlight { command, part, keys: ask.digests(), is_write, bytes: ask.frame().len() }
+impl Footprint {
+    fn of(asks: &[Ask]) -> Footprint {
+        let mut keys = Vec::new();
+        let (mut is_write, mut is_of_all, mut frames) = (false, false, 0);
+        for ask in asks {
+            let digests = ask.digests();
+            is_of_all |= digests.is_empty();
+            is_write |= ask.request().operation.write_header().is_some();
+            frames += ask.frame().len();
+            keys.extend(digests);
+        }
+        let weight = keys.len().max(asks.len());
+        let each = FLIGHT_BYTES + size_of::<Part>();
+        let bytes = frames + asks.len() * each + size_of_val(&keys[..]) + size_of::<InFlight>();
+        Footprint { keys: (!is_of_all).then_some(keys), is_write, weight, bytes }
     }
 
-    /// Returns whether this request must not be in flight together with another one of the connection.
-    fn conflicts_with(&self, other: &InFlight) -> bool {
-        if self.keys.is_empty() || other.keys.is_empty() {
-            return true;
-        }
+    /// Returns whether this step must not be in flight together with another one of the connection.
+    fn conflicts_with(&self, other: &Footprint) -> bool {
+        let (Some(keys), Some(of_other)) = (&self.keys, &other.keys) else { return true };
         if mutations::is_open(Mutation::ReadBeforeOwnWrite) && !self.is_write {
             return false;
         }
-        (self.is_write || other.is_write) && self.keys.iter().any(|key| other.keys.contains(key))
+        (self.is_write || other.is_write) && keys.iter().any(|key| of_other.contains(key))
     }
 }
 

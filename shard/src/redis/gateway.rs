@@ -71,6 +71,16 @@ pub(crate) enum Outcome {
     InDoubt,
 }
 
+impl Outcome {
+    /// Returns the memory of the outcome, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Outcome::Response(frame) => frame.capacity(),
+            Outcome::NotServed | Outcome::InDoubt => 0,
+        }
+    }
+}
+
 /// The requests in flight, and the routes to the shards that serve them.
 #[derive(Default)]
 pub(crate) struct Gateway {
@@ -144,6 +154,9 @@ impl Flight {
         self.is_write && self.doubts > 0
     }
 }
+
+/// The memory of a request in flight, besides its frame.
+pub(crate) const FLIGHT_BYTES: usize = size_of::<Flight>() + size_of::<(Time, RequestId)>();
 
 /// The holder of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
