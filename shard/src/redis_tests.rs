@@ -370,6 +370,7 @@ fn a_write_that_no_memory_is_left_for_is_in_doubt_if_it_was_sent_before() {
 
 /// The work for a command with many keys grows with their number, not with its square.
 #[test]
+#[allow(clippy::disallowed_methods)] // Only the test reads the clock.
 fn a_command_with_many_keys_is_served_in_linear_time() {
     let (mut pair, client) = joined();
     let of_group = (0..)
