@@ -69,6 +69,14 @@ impl Client {
         };
     }
 
+    /// Returns the memory of queued commands, watched keys and names, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let queued = self.transaction.as_ref().map_or(0, Transaction::bytes);
+        let watched = self.watched.iter().map(|watched| watched.key.len() + size_of::<Watched>());
+        let names = self.name.len() + self.library.0.len() + self.library.1.len();
+        queued + watched.sum::<usize>() + names
+    }
+
     /// Returns whether the reply of the command that was just performed is not sent.
     pub fn is_silent(&self) -> bool {
         matches!(self.replies, Replies::Off | Replies::Skip)

@@ -59,6 +59,11 @@ impl Transaction {
         Transaction { database, ..Transaction::default() }
     }
 
+    /// Returns the memory of the queued commands, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Makes EXEC fail.
     pub fn abort(&mut self) {
         self.is_aborted = true;

@@ -368,23 +368,6 @@ fn a_write_that_no_memory_is_left_for_is_in_doubt_if_it_was_sent_before() {
     }
 }
 
-/// The work for a command with many keys grows with their number, not with its square.
-#[test]
-#[allow(clippy::disallowed_methods)] // Only the test reads the clock.
-fn a_command_with_many_keys_is_served_in_linear_time() {
-    let (mut pair, client) = joined();
-    let of_group = (0..)
-        .map(|n| format!("key{n}"))
-        .filter(|key| Placement::new(3, 1).locate(key.as_bytes()).0 == GroupId(0));
-    let keys: Vec<String> = of_group.take(20_000).collect();
-    let line = format!("MGET {}", keys.join(" "));
-    pair.primary.handle_bytes(NOW, client, &commands(&[&line, "PING"]));
-    let begin = std::time::Instant::now();
-    let said = replies(&mut pair, client);
-    assert!(said.starts_with("*20000\r\n$-1\r\n") && said.ends_with("$-1\r\n+PONG\r\n"));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
-}
-
 #[test]
 fn all_memory_of_a_connection_is_returned_when_its_commands_have_their_replies() {
     let (mut pair, client) = joined();
@@ -410,4 +393,47 @@ fn all_memory_of_a_connection_is_returned_when_its_commands_have_their_replies()
         take_output_at(now, &mut pair.primary, client);
     }
     assert_eq!(pair.primary.redis_bytes(client), Some(0));
+}
+
+#[test]
+fn a_connection_is_not_read_while_exec_waits_for_earlier_commands() {
+    let (mut pair, client) = joined();
+    let key = key_of(0);
+    let lines = ["MULTI".to_owned(), format!("GET {key}"), "EXEC".to_owned()];
+    let write = format!("SET {key} 1");
+    let lines: Vec<&str> = [&write].into_iter().chain(&lines).map(String::as_str).collect();
+    pair.primary.handle_bytes(NOW, client, &commands(&lines));
+    pair.primary.finish_wake_up(NOW);
+    assert_eq!(pair.primary.fate(client), crate::Fate::Wait);
+    assert_eq!(replies(&mut pair, client), "+OK\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n");
+    assert_eq!(pair.primary.fate(client), crate::Fate::Read);
+}
+
+/// The work for a command with many keys is bounded in each wake-up, and grows with their number, not with its square.
+#[test]
+#[allow(clippy::disallowed_methods)] // Only the test reads the clock.
+fn a_command_with_many_keys_is_served_in_linear_time_over_several_wake_ups() {
+    let (mut pair, client) = joined();
+    let is_here = |key: &String| Placement::new(3, 1).locate(key.as_bytes()).0 == GroupId(0);
+    let keys: Vec<String> = (0..).map(|n| format!("key{n}")).filter(is_here).take(20_000).collect();
+    let line = format!("MGET {}", keys.join(" "));
+    let begin = std::time::Instant::now();
+    pair.primary.begin_wake_up(NOW);
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line, "PING"]));
+    let (mut turns, mut said) = (0, Vec::new());
+    loop {
+        pair.primary.finish_wake_up(NOW);
+        said.extend(take_output(&mut pair.primary, client));
+        if said.ends_with(b"+PONG\r\n") {
+            break;
+        }
+        assert!(pair.primary.postponed() > 0, "nothing wakes the engine");
+        pair.primary.begin_wake_up(NOW);
+        pair.primary.serve_postponed(NOW);
+        turns += 1;
+        assert!(turns < 60);
+    }
+    assert!(said.starts_with(b"*20000\r\n$-1\r\n"));
+    assert!(turns >= 16, "{turns}");
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }

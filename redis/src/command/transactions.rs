@@ -1,6 +1,7 @@
 //! Transactions.
 
 use kv_protocol::client_message::Part;
+use kv_protocol::limits::MAX_UPDATES;
 
 use super::{Command, Context, Keys};
 use crate::ask::Ask;
@@ -77,6 +78,10 @@ fn unwatch(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Err
 fn watch(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     if context.client.transaction.is_some() {
         return Err(Error::Stated("ERR WATCH inside MULTI is not allowed"));
+    }
+    // EXEC checks each in its request.
+    if context.client.watched.len() + context.args.len() > MAX_UPDATES {
+        return Err(Error::Stated("ERR a connection watches less than 1,024 keys in this store"));
     }
     let keys = (1..context.args.len()).map(|at| context.key(at));
     let keys = keys.collect::<Result<Vec<_>, Error>>()?;

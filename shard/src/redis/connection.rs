@@ -58,6 +58,8 @@ pub(crate) struct RedisConnection {
     first: u64,
     /// A command that may not begin yet.
     held: Option<Step>,
+    /// True while the next command waits until all earlier ones have their replies.
+    is_waiting: bool,
     in_flight: Vec<InFlight>,
     /// The sum of their weights.
     weight: usize,
@@ -140,6 +142,7 @@ impl RedisConnection {
             pending: VecDeque::new(),
             first: 0,
             held: None,
+            is_waiting: false,
             in_flight: Vec::new(),
             weight: 0,
             held_bytes: 0,
@@ -160,6 +163,7 @@ impl RedisConnection {
         if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
             self.begin_or_hold(now, service, step);
         }
+        self.is_waiting &= !self.pending.is_empty();
         let input = std::mem::take(&mut self.input);
         while self.may_go_on(service) {
             match self.serve_next(now, service, &input[self.parsed..]) {
@@ -182,6 +186,7 @@ impl RedisConnection {
     /// Returns whether a further command could begin.
     fn has_room(&self) -> bool {
         self.held.is_none()
+            && !self.is_waiting
             && !self.is_ending
             && self.weight < IN_FLIGHT
             && self.pending.len() < PENDING
@@ -224,6 +229,7 @@ impl RedisConnection {
                 if !self.pending.is_empty()
                     && command::find(args[0]).is_some_and(|command| command.waits())
                 {
+                    self.is_waiting = true;
                     service.outputs.recycle(reply.bytes);
                     return 0;
                 }
@@ -447,7 +453,7 @@ impl RedisConnection {
     fn count_memory(&mut self, now: Time, service: &mut Service) {
         let footprint = self.held.as_ref().and_then(|step| step.footprint.as_ref());
         let of_step = footprint.map_or(0, |footprint| footprint.bytes);
-        let held = self.input.capacity() + self.held_bytes + of_step;
+        let held = self.input.capacity() + self.held_bytes + of_step + self.client.held_bytes();
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {

@@ -230,7 +230,7 @@ impl Gateway {
         self.retry_at = Some(self.retry_at.map_or(at, |first| first.min(at)));
     }
 
-    /// Counts a command of this wake-up.
+    /// Counts a command of this wake-up, or a request of one.
     pub(crate) fn count_command(&mut self) {
         self.commands += 1;
         if self.commands.is_multiple_of(COMMANDS_OF_WORK) {
@@ -256,6 +256,7 @@ impl Service {
         let flight = Flight { ask, owner, place, is_write, number: None, at, doubts: 0, pause };
         let id = self.gateway.flights.insert(flight);
         self.gateway.deadlines.push_back((now + self.redis_deadline, id));
+        self.gateway.count_command();
         self.dispatch(now, id);
     }
 
@@ -302,11 +303,11 @@ impl Service {
         let (place, is_write) = (flight.place, flight.is_write);
         let connection = flight.owner.connection;
         let route = self.route(place);
+        if self.is_gateway_busy() {
+            self.outputs.postpone(connection);
+            return self.put_back(id, now);
+        }
         let view = match route {
-            Route::Here(_) if self.is_gateway_busy() => {
-                self.outputs.postpone(connection);
-                return self.put_back(id, now);
-            }
             Route::Here(view) | Route::Server(_, _, view) => view,
             Route::None => return self.put_back(id, now),
             Route::Lost => return self.give_up(id),
@@ -544,7 +545,7 @@ impl Service {
         match response.status {
             Status::WrongView | Status::Unavailable | Status::Busy => {
                 if response.status != Status::WrongView {
-                    flight.doubts -= 1;
+                    flight.doubts = flight.doubts.saturating_sub(1);
                 }
                 let pause = flight.pause;
                 flight.pause = (pause * 2).min(PAUSE_LAST);
@@ -568,7 +569,7 @@ impl Service {
             Status::SessionExpired => self.end(id, Outcome::InDoubt),
             // This copy was not executed and will not be, but an earlier one may be.
             Status::OutOfSpace => {
-                flight.doubts -= 1;
+                flight.doubts = flight.doubts.saturating_sub(1);
                 match flight.may_take_effect() {
                     true => self.end(id, Outcome::InDoubt),
                     false => self.end(id, Outcome::Response(encoded(response))),
@@ -665,9 +666,16 @@ impl Service {
     fn retry_waiting(&mut self, now: Time) {
         self.gateway.retry_at = None;
         for _ in 0..self.gateway.waiting.len() {
+            if self.is_gateway_busy() {
+                // The next wake-up, which follows at once, tries the others.
+                return self.gateway.try_again_at(now);
+            }
             let Some(id) = self.gateway.waiting.pop_front() else { return };
             match self.gateway.flights.get(id).map(|flight| flight.at) {
-                Some(Stage::Waiting(at)) if at <= now => self.dispatch(now, id),
+                Some(Stage::Waiting(at)) if at <= now => {
+                    self.gateway.count_command();
+                    self.dispatch(now, id);
+                }
                 Some(Stage::Waiting(at)) => {
                     self.gateway.waiting.push_back(id);
                     self.gateway.try_again_at(at);
