@@ -106,6 +106,8 @@ pub(crate) struct Gateway {
     work: u32,
     /// The number of commands so far.
     commands: u64,
+    /// The places of which no lane had room when waiting requests were tried last.
+    full: Vec<Place>,
     /// True if waiting requests may be sent now: the views have changed, or a lane has room.
     has_news: bool,
     /// True if the views may have changed since the requests were sent.
@@ -323,6 +325,9 @@ impl Service {
         if is_write && flight.number.is_none() {
             flight.number = lanes.begin(place, first_client);
             if flight.number.is_none() {
+                if !self.gateway.full.contains(&place) {
+                    self.gateway.full.push(place);
+                }
                 return self.put_back(id, now);
             }
         }
@@ -665,6 +670,7 @@ impl Service {
     /// Tries all waiting requests whose time has come.
     fn retry_waiting(&mut self, now: Time) {
         self.gateway.retry_at = None;
+        self.gateway.full.clear();
         for _ in 0..self.gateway.waiting.len() {
             if self.is_gateway_busy() {
                 // The next wake-up, which follows at once, tries the others.
@@ -672,10 +678,13 @@ impl Service {
             }
             let Some(id) = self.gateway.waiting.pop_front() else { return };
             match self.gateway.flights.get(id).map(|flight| flight.at) {
-                Some(Stage::Waiting(at)) if at <= now => {
-                    self.gateway.count_command();
-                    self.dispatch(now, id);
-                }
+                Some(Stage::Waiting(at)) if at <= now => match self.needs_full_lane(id) {
+                    true => self.gateway.waiting.push_back(id),
+                    false => {
+                        self.gateway.count_command();
+                        self.dispatch(now, id);
+                    }
+                },
                 Some(Stage::Waiting(at)) => {
                     self.gateway.waiting.push_back(id);
                     self.gateway.try_again_at(at);
@@ -683,6 +692,14 @@ impl Service {
                 _ => {}
             }
         }
+    }
+
+    /// Returns whether a request is a new write to a place that has no room for it.
+    fn needs_full_lane(&mut self, id: RequestId) -> bool {
+        let Gateway { flights, full, .. } = &mut self.gateway;
+        flights.get(id).is_some_and(|flight| {
+            flight.is_write && flight.number.is_none() && full.contains(&flight.place)
+        })
     }
 
     /// Gives up the requests whose deadline has passed, and tries the waiting ones.
