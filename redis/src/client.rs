@@ -96,7 +96,7 @@ impl Client {
     }
 }
 
-/// What commands know of the server and its cluster.
+/// The server and its cluster, as commands see them.
 pub trait Server {
     /// Returns the rule that gives each key its group and shard.
     fn placement(&self) -> Placement;
@@ -122,7 +122,7 @@ pub trait Server {
 pub struct Facts {
     /// The limit on the memory of a server's tables, in bytes; 0 if there is none.
     pub memory_limit: u64,
-    /// What happens at this limit.
+    /// The policy at this limit.
     pub eviction: Eviction,
     /// The maximum number of client connections of this process.
     pub connections: usize,

@@ -383,7 +383,7 @@ fn all_memory_of_a_connection_is_returned_when_its_commands_have_their_replies()
         }
         said.push_str(&more);
     }
-    // Keys of other groups wait for links that nobody dials here, and are given up.
+    // Keys of other groups wait for links that are not dialled here, and are given up.
     let mut now = NOW;
     for _ in 0..130 {
         now = now + Duration::from_millis(100);

@@ -49,7 +49,7 @@ fn check(context: &Context<'_>) -> Result<(), Error> {
 struct Flush {
     walk: Walk,
     placement: Placement,
-    /// What the stored keys have before the selected ones.
+    /// The bytes of the stored keys before the selected ones.
     prefix: Vec<u8>,
 }
 

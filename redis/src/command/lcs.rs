@@ -28,7 +28,7 @@ const CELL_BYTES: usize = size_of::<u32>();
 const TABLE_TOO_LARGE: Error =
     Error::Stated("ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len");
 
-/// What the reply contains.
+/// The content of the reply.
 #[derive(Clone, Copy, Debug, Default)]
 struct Options {
     only_length: bool,

@@ -1,4 +1,4 @@
-//! What all commands with subcommands share.
+//! The functions that all commands with subcommands share.
 
 use super::{Context, find};
 use crate::error::{self, Error};

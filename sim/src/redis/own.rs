@@ -77,7 +77,7 @@ impl OwnKeys {
         }
     }
 
-    /// Begins a transaction on one key. Nobody else changes it, so a WATCH does not make the EXEC fail.
+    /// Begins a transaction on one key. No other client changes it, so a WATCH does not make the EXEC fail.
     fn begin_transaction(&mut self, random: &mut Random) -> OwnCommand {
         let at = random.index(KEYS);
         let generation = self.keys[at].generation;

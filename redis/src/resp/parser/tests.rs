@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a caller sees.
+/// The result as a caller sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Event {
     Command(Vec<Vec<u8>>),
