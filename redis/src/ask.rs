@@ -1,7 +1,10 @@
 //! A request to the store, as a frame of the native protocol without the fields that its sender sets.
 
+use smallvec::{SmallVec, smallvec};
+
 use kv_protocol::client_message::{
-    Condition, Operation, Part, REQUEST_FIXED_BYTES, REQUEST_HEAD_BYTES, Request, Scan, WriteHeader,
+    Condition, Operation, Part, REQUEST_FIXED_BYTES, REQUEST_HEAD_BYTES, Request, Scan,
+    WriteHeader, opcode,
 };
 use kv_protocol::frame::HEADER_BYTES;
 use kv_protocol::ids::{GroupId, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
@@ -11,17 +14,34 @@ use kv_protocol::update::{InvalidUpdate, Update, Updates};
 
 use crate::error::{self, Error};
 
-/// The offsets of the fields that the sender sets, in a frame.
+/// The offset of the opcode in a frame.
+const OPCODE: usize = 5;
+/// The offsets of the fields that the sender sets.
 const ID: usize = HEADER_BYTES;
 const VIEW: usize = ID + 8;
 const SEQ: usize = VIEW + 8 + 16;
 const FIRST_INCOMPLETE: usize = SEQ + 8;
 const BEGUN: usize = FIRST_INCOMPLETE + 8;
 
+/// The least capacity of a frame. The response to a request with a short value fits too.
+const FRAME_CAPACITY: usize = 192;
+
 /// A request to the store.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     frame: Vec<u8>,
+    digest: Digest,
+    is_write: bool,
+}
+
+/// The digests of the keys of a request.
+pub type Digests = SmallVec<[Digest; 1]>;
+
+/// An empty frame, in the place of one that was taken out.
+impl Default for Ask {
+    fn default() -> Ask {
+        Ask { frame: Vec::new(), digest: Digest([0; 16]), is_write: false }
+    }
 }
 
 impl Ask {
@@ -89,22 +109,38 @@ impl Ask {
             Operation::Update(_, updates) => updates.bytes().len(),
             _ => 0,
         };
-        let mut frame = Vec::with_capacity(REQUEST_HEAD_BYTES + key.len() + value);
+        let bytes = REQUEST_HEAD_BYTES + key.len() + value;
+        let mut frame = Vec::with_capacity(bytes.max(FRAME_CAPACITY));
         request.write(&mut frame);
-        Ask { frame }
+        Ask { frame, digest, is_write: operation.write_header().is_some() }
     }
 
     /// Returns the request. Its id, its view and the numbers of its write header are those that were set last.
     pub fn request(&self) -> Request<'_> {
-        let opcode = self.frame[5];
+        let opcode = self.frame[OPCODE];
         Request::read(opcode, &self.frame[HEADER_BYTES..]).expect("the frame was encoded here")
     }
 
+    /// Returns whether the request is a write.
+    pub fn is_write(&self) -> bool {
+        self.is_write
+    }
+
+    /// Returns the group and shard of the request.
+    pub fn place(&self, placement: &Placement) -> (GroupId, ShardId) {
+        match placement.hash_tags() {
+            false => placement.place_of(self.digest),
+            true => self.request().place(placement),
+        }
+    }
+
     /// Returns the digests of all keys of the request; none for a SCAN.
-    pub fn digests(&self) -> Vec<Digest> {
-        let request = self.request();
-        let mut digests = vec![request.digest];
-        match request.operation {
+    pub fn digests(&self) -> Digests {
+        let mut digests = smallvec![self.digest];
+        if matches!(self.frame[OPCODE], opcode::GET | opcode::PUT | opcode::DELETE) {
+            return digests;
+        }
+        match self.request().operation {
             Operation::Scan(_) => digests.clear(),
             Operation::Update(_, updates) if updates.names_keys() => {
                 for update in updates.iter() {
@@ -115,6 +151,11 @@ impl Ask {
             _ => {}
         }
         digests
+    }
+
+    /// Returns the buffer of the frame, for the response.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.frame
     }
 
     /// Returns the frame.

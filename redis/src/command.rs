@@ -3,6 +3,8 @@
 //! A family has a constant array of its [`Command`]s. [`find`] looks them up, [`perform`] checks the number of arguments
 //! and calls the command.
 
+use std::borrow::Cow;
+
 use kv_protocol::ids::WallTime;
 use kv_protocol::placement::Placement;
 
@@ -139,12 +141,12 @@ pub struct Context<'a> {
     pub server: &'a dyn Server,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
     /// Returns the stored form of an argument that is a key.
     ///
     /// # Errors
     /// If the store cannot have such a key.
-    pub fn key(&self, at: usize) -> Result<Vec<u8>, Error> {
+    pub fn key(&self, at: usize) -> Result<Cow<'a, [u8]>, Error> {
         database::stored(self.client.database, self.args[at])
     }
 
@@ -223,8 +225,15 @@ impl Command {
     /// # Errors
     /// If there is none, or if it does not admit the number of arguments.
     pub fn of(args: &[&[u8]]) -> Result<&'static Command, Error> {
-        let command =
-            args.first().and_then(|name| find(name)).ok_or_else(|| error::unknown(args))?;
+        Command::of_found(args.first().and_then(|name| find(name)), args)
+    }
+
+    /// Does the same as [`Command::of`], with the command that [`find`] returns for the name.
+    fn of_found(
+        found: Option<&'static Command>,
+        args: &[&[u8]],
+    ) -> Result<&'static Command, Error> {
+        let command = found.ok_or_else(|| error::unknown(args))?;
         let command = match args.get(1) {
             Some(name) if !command.subcommands.is_empty() => {
                 command.subcommand(name).ok_or_else(|| error::subcommand(command.name, name))?
@@ -238,12 +247,16 @@ impl Command {
     }
 }
 
-/// Begins the command in the arguments of a call, which are not empty.
+/// Begins the command in the arguments of a call, which are not empty. `found` is what [`find`] returns for the name.
 ///
 /// # Errors
 /// If there is no such command, if it does not admit the number of arguments, or if the command fails.
-pub fn perform(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let command = match Command::of(context.args) {
+pub fn perform(
+    context: &mut Context<'_>,
+    found: Option<&'static Command>,
+    reply: &mut Reply<'_>,
+) -> Result<Plan, Error> {
+    let command = match Command::of_found(found, context.args) {
         Ok(command) => command,
         Err(error) => {
             if let Some(transaction) = &mut context.client.transaction {

@@ -8,6 +8,8 @@
 //! A key of database 0 that begins with the three bytes of the mark is refused, because it would be one of another
 //! database.
 
+use std::borrow::Cow;
+
 use kv_protocol::limits::MAX_KEY_BYTES;
 
 use crate::error::Error;
@@ -21,9 +23,11 @@ pub(crate) const MARK: &[u8; 3] = b"\0db";
 ///
 /// # Errors
 /// If the key is empty or too long, or if it is one of another database.
-pub fn stored(database: u8, key: &[u8]) -> Result<Vec<u8>, Error> {
-    let prefix = prefix(database);
-    let stored = [&prefix, key].concat();
+pub fn stored(database: u8, key: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
+    let stored = match database {
+        0 => Cow::Borrowed(key),
+        number => Cow::Owned([&prefix(number)[..], key].concat()),
+    };
     if stored.len() > MAX_KEY_BYTES || key.is_empty() {
         return Err(Error::Stated("ERR a key has 1 to 65,531 bytes in this store"));
     }

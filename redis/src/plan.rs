@@ -1,5 +1,7 @@
 //! The plan of a command: what the store is asked, and how the reply is made of the responses.
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::answer::Answer;
 use crate::ask::Ask;
 use crate::error::Error;
@@ -18,11 +20,14 @@ pub enum Plan {
     /// nothing.
     Ask {
         /// The requests. They are independent of each other, and may be executed in any order.
-        asks: Vec<Ask>,
+        asks: Asks,
         /// The next step.
         finish: Finish,
     },
 }
+
+/// The requests of a step. One request needs no allocation.
+pub type Asks = SmallVec<[Ask; 1]>;
 
 /// The next step of a command. It gets the responses in the order of the requests. A function that captures nothing
 /// needs no allocation.
@@ -35,7 +40,7 @@ impl Plan {
         finish: impl FnOnce(&Answer<'_>, &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
         let finish: Finish = Box::new(move |answers, reply| finish(&answers[0], reply));
-        Plan::Ask { asks: vec![ask], finish }
+        Plan::Ask { asks: smallvec![ask], finish }
     }
 
     /// Creates the plan of several requests.
@@ -43,6 +48,6 @@ impl Plan {
         asks: Vec<Ask>,
         finish: impl FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
-        Plan::Ask { asks, finish: Box::new(finish) }
+        Plan::Ask { asks: asks.into(), finish: Box::new(finish) }
     }
 }

@@ -18,7 +18,7 @@ use kv_protocol::update::{Action, Precondition, Update, Updates};
 use crate::answer::Answer;
 use crate::ask::Ask;
 use crate::client::{Client, Facts, Load, Server};
-use crate::command::{Context, perform};
+use crate::command::{Context, find, perform};
 use crate::plan::Plan;
 use crate::resp::Reply;
 
@@ -269,7 +269,7 @@ impl Door {
         self.steps.clear();
         self.client.begin_command();
         let mut context = Context { args, client: &mut self.client, server: &self.store };
-        let mut step = perform(&mut context, &mut Reply::new(&mut out, version));
+        let mut step = perform(&mut context, find(args[0]), &mut Reply::new(&mut out, version));
         let is_silent = self.client.is_silent();
         let version = self.client.version;
         loop {
@@ -299,7 +299,7 @@ impl Door {
                         .map(|(ask, frame)| {
                             let body = &frame[kv_protocol::frame::HEADER_BYTES..];
                             let response = Response::read(body).unwrap();
-                            let is_read = ask.request().operation.write_header().is_none();
+                            let is_read = !ask.is_write();
                             self.client.copies = match is_read {
                                 true => self.client.copies,
                                 false => response.copies,
@@ -307,7 +307,7 @@ impl Door {
                             Answer::of(&response, is_read)
                         })
                         .collect();
-                    self.steps.push(asks.clone());
+                    self.steps.push(asks.to_vec());
                     let mut reply = Reply::new(&mut out, version);
                     step = answers.and_then(|answers| finish(&answers, &mut reply));
                 }

@@ -10,6 +10,8 @@
 //!
 //! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
 //! callgrind leaves out the encoding of the requests with `--toggle-collect='*Pair*execute*'`.
+//! `redis-get` and `redis-set` are commands of a Redis client at a third server, which forwards them to the primary. Its
+//! own part of the work is in `--toggle-collect='*Door*forward*' --toggle-collect='*Door*reply*'`.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 #![allow(clippy::disallowed_macros)] // A benchmark prints.
 
@@ -24,10 +26,11 @@ use kv_protocol::client_message::{Condition, Hello, Operation, Request, WriteHea
 use kv_protocol::ids::*;
 use kv_protocol::key::Nonce;
 use kv_protocol::limits::SESSION_IDLE;
+use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::update::{Action, Expiry, Precondition, Update, Updates};
 use kv_protocol::view::{Peer, View};
-use kv_shard::{ConnectionMemory, HelloBounds, Identity, Port, Service, Shard};
+use kv_shard::{ConnectionMemory, DialTarget, HelloBounds, Identity, Port, Service, Shard};
 
 const KEYS: usize = 10_000;
 const NOW: Time = Time::from_nanos(1_000_000_000);
@@ -140,6 +143,132 @@ impl Pair {
         }
         self.take_responses()
     }
+}
+
+/// A server without the keys, a Redis client of it, and its link to the primary of a pair.
+struct Door {
+    shard: Shard,
+    client: ConnectionId,
+    /// The two ends of the link.
+    link: ConnectionId,
+    far: ConnectionId,
+    bytes: Vec<u8>,
+}
+
+impl Door {
+    fn new(pair: &mut Pair) -> Door {
+        let mut shard = shard(2);
+        shard.service.set_map(map().into());
+        let client = shard.open_accepted(NOW, Port::Clients);
+        shard.handle_bytes(NOW, client, b"PING\r\n");
+        shard.adopt_accepted(NOW, client);
+        let get = commands(&keys(1), None);
+        shard.handle_bytes(NOW, client, &get);
+        shard.finish_wake_up(NOW);
+        let due = shard.due_dials(NOW);
+        let target = due.iter().find(|(target, _)| matches!(target, DialTarget::Link(_)));
+        let link = shard.open_dialled(NOW, target.expect("a link is dialled").0);
+        shard.finish_wake_up(NOW);
+        let hello = shard.unsent(link).to_vec();
+        shard.handle_sent(NOW, link, hello.len());
+        let far = pair.primary.adopt(NOW, Port::Clients, &hello);
+        let mut door = Door { shard, client, link, far, bytes: Vec::new() };
+        // The WELCOME, and the response to the command above.
+        for _ in 0..2 {
+            door.serve(pair, false);
+            door.reply();
+        }
+        door
+    }
+
+    /// Executes the commands of a wake-up; returns the bytes of their replies.
+    fn execute(&mut self, pair: &mut Pair, commands: &[u8], are_writes: bool) -> usize {
+        self.forward(commands);
+        self.serve(pair, are_writes);
+        self.reply()
+    }
+
+    #[inline(never)]
+    fn forward(&mut self, commands: &[u8]) {
+        self.shard.begin_wake_up(NOW);
+        self.shard.handle_bytes(NOW, self.client, commands);
+        self.shard.finish_wake_up(NOW);
+        self.bytes.clear();
+        self.bytes.extend_from_slice(self.shard.unsent(self.link));
+        self.shard.handle_sent(NOW, self.link, self.bytes.len());
+        while self.shard.next_dirty().is_some() {}
+    }
+
+    fn serve(&mut self, pair: &mut Pair, are_writes: bool) {
+        pair.primary.begin_wake_up(NOW);
+        pair.primary.handle_bytes(NOW, self.far, &self.bytes);
+        if are_writes {
+            pair.replicate();
+        }
+        pair.primary.finish_wake_up(NOW);
+        self.bytes.clear();
+        self.bytes.extend_from_slice(pair.primary.unsent(self.far));
+        pair.primary.handle_sent(NOW, self.far, self.bytes.len());
+        while pair.primary.next_dirty().is_some() {}
+    }
+
+    #[inline(never)]
+    fn reply(&mut self) -> usize {
+        self.shard.begin_wake_up(NOW);
+        self.shard.handle_bytes(NOW, self.link, &self.bytes);
+        self.shard.finish_wake_up(NOW);
+        self.bytes.clear();
+        self.bytes.extend_from_slice(self.shard.unsent(self.link));
+        self.shard.handle_sent(NOW, self.link, self.bytes.len());
+        let sent = black_box(self.shard.unsent(self.client)).len();
+        self.shard.handle_sent(NOW, self.client, sent);
+        while self.shard.next_dirty().is_some() {}
+        sent
+    }
+}
+
+/// Returns the map of three servers, in which the first two hold group 0.
+fn map() -> Map {
+    let server = |id: u16| MapServer {
+        id: ServerId(id),
+        incarnation: member(id).incarnation,
+        state: ServerState::Up,
+        clients: Some(format!("127.0.0.1:{}", 100 + id).parse().expect("an address")),
+    };
+    let view = |group: u16| View {
+        group: GroupId(group),
+        version: ViewVersion(1),
+        primary: Some(member(group)),
+        peer: Peer::Secondary(member((group + 1) % 3)),
+        handover: false,
+    };
+    Map {
+        cluster: CLUSTER,
+        ancestors: Vec::new(),
+        epoch: Epoch { number: 1, boot: BootId(1) },
+        revision: MapRevision(1),
+        shards: 1,
+        servers: (0..3).map(server).collect(),
+        views: (0..3).map(view).collect(),
+        hash_tags: false,
+    }
+}
+
+/// Encodes a GET of each key, or a SET to this value.
+fn commands(keys: &[(Vec<u8>, Digest)], value: Option<&[u8]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (key, _) in keys {
+        let words = [&b"GET"[..], key];
+        let set = [&b"SET"[..], key, value.unwrap_or_default()];
+        let words = if value.is_some() { &set[..] } else { &words[..] };
+        bytes.extend(format!("*{}\r\n", words.len()).into_bytes());
+        for word in words {
+            bytes.extend(format!("${}\r\n", word.len()).into_bytes());
+            bytes.extend_from_slice(word);
+            bytes.extend_from_slice(b"\r\n");
+        }
+    }
+    bytes
 }
 
 /// Ends a wake-up, and delivers the output of one end of the stream to the other.
@@ -268,6 +397,9 @@ fn steps(work: &str, count: usize) {
         None => (work, DEPTH),
     };
     let (mut pair, keys) = filled(if work == "add" { Work::PutNumber } else { Work::Put });
+    if let Some(work) = work.strip_prefix("redis-") {
+        return redis_steps(work, (&mut pair, &keys), depth, count);
+    }
     let (gets, mut requests) = (gets(&keys, depth), Vec::new());
     for n in 0..count / depth {
         match work {
@@ -279,6 +411,27 @@ fn steps(work: &str, count: usize) {
             "add" => put(Work::Add, &mut pair, &keys, n * depth, depth, &mut requests),
             other => panic!("unknown work {other:?} (expected [single-]get, put, put-if or add)"),
         }
+    }
+}
+
+/// Performs a fixed number of commands of a Redis client without measurement.
+fn redis_steps(
+    work: &str,
+    (pair, keys): (&mut Pair, &[(Vec<u8>, Digest)]),
+    depth: usize,
+    count: usize,
+) {
+    let value = match work {
+        "get" => None,
+        "set" => Some(&[7; 64][..]),
+        other => panic!("unknown work {other:?} (expected [single-]redis-get or redis-set)"),
+    };
+    let batches: Vec<Vec<u8>> =
+        keys.chunks_exact(depth).map(|keys| commands(keys, value)).collect();
+    let mut door = Door::new(pair);
+    for n in 0..count / depth {
+        let sent = door.execute(pair, &batches[n % batches.len()], value.is_some());
+        assert!(sent >= depth * b"+OK\r\n".len());
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Shard {
     readers_left: usize,
     /// The reader of the transmit in progress, and the number of bytes offered to its socket.
     transmitting: Option<(ConnectionId, usize)>,
+    /// The connections of Redis clients whose requests have ended, and that do not know it yet.
+    answered: Vec<ConnectionId>,
     called_at: Time,
     /// True if the shard was not called for longer than [`LONGEST_TICK`] and has not yet processed the input that
     /// arrived meanwhile.
@@ -99,6 +101,7 @@ impl Shard {
             awaiting_hello: Default::default(),
             readers_left: READERS_BYTES,
             transmitting: None,
+            answered: Vec::new(),
             called_at: Time::default(),
             has_stood: false,
             deferred: 0,
@@ -384,12 +387,26 @@ impl Shard {
 
     /// Delivers the answers to the requests of Redis clients, whose connections may then begin further ones.
     fn deliver_answers(&mut self, now: Time) {
-        while let Some(delivery) = self.service.next_delivery(now) {
-            if let Some(receiver) = self.receivers.get_mut(delivery.owner.connection)
-                && let Input::Redis(connection) = &mut receiver.input
-            {
-                connection.handle_delivery(now, &mut self.service, delivery);
+        loop {
+            while let Some(delivery) = self.service.next_delivery(now) {
+                let id = delivery.owner.connection;
+                if let Some(receiver) = self.receivers.get_mut(id)
+                    && let Input::Redis(connection) = &mut receiver.input
+                    && connection.handle_delivery(now, &mut self.service, delivery)
+                {
+                    self.answered.push(id);
+                }
             }
+            if self.answered.is_empty() {
+                return;
+            }
+            let mut answered = std::mem::take(&mut self.answered);
+            for id in answered.drain(..) {
+                if let Some(receiver) = self.receivers.get_mut(id) {
+                    receiver.input.handle_output_drained(now, &mut self.service);
+                }
+            }
+            self.answered = answered;
         }
     }
 

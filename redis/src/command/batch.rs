@@ -1,5 +1,6 @@
 //! Updates of many keys, as requests: one for each shard, or several where a limit requires it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kv_protocol::client_message::{REQUEST_FIXED_BYTES, Status};
@@ -12,7 +13,7 @@ use crate::ask::Ask;
 
 /// Returns the requests that execute an action on each stored key. They may be executed in any order, so no key may
 /// occur twice unless the order does not matter.
-pub(super) fn requests(placement: Placement, items: &[(Vec<u8>, Action<'_>)]) -> Vec<Ask> {
+pub(super) fn requests(placement: Placement, items: &[(Cow<'_, [u8]>, Action<'_>)]) -> Vec<Ask> {
     if let [_] = items {
         return of_one_shard(items, &[0]);
     }
@@ -23,7 +24,7 @@ pub(super) fn requests(placement: Placement, items: &[(Vec<u8>, Action<'_>)]) ->
     places.values().flat_map(|indexes| of_one_shard(items, indexes)).collect()
 }
 
-fn of_one_shard(items: &[(Vec<u8>, Action<'_>)], indexes: &[usize]) -> Vec<Ask> {
+fn of_one_shard(items: &[(Cow<'_, [u8]>, Action<'_>)], indexes: &[usize]) -> Vec<Ask> {
     let mut asks = Vec::new();
     let mut batch: Vec<Update<'_>> = Vec::new();
     let (mut first, mut bytes) = (&[][..], 0);
@@ -37,7 +38,7 @@ fn of_one_shard(items: &[(Vec<u8>, Action<'_>)], indexes: &[usize]) -> Vec<Ask> 
         }
         // The first update has the key of the request, which is not repeated.
         if batch.is_empty() {
-            (first, bytes) = (&key[..], REQUEST_FIXED_BYTES + more);
+            (first, bytes) = (&**key, REQUEST_FIXED_BYTES + more);
             batch.push(update);
         } else {
             bytes += more;
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn requests_respect_the_limits_and_the_shards() {
         let placement = Placement::new(3, 2);
-        let key = |index: usize| format!("key {index}").into_bytes();
+        let key = |index: usize| Cow::from(format!("key {index}").into_bytes());
         let items: Vec<_> = (0..20_000).map(|index| (key(index), Action::Delete)).collect();
         let asks = requests(placement, &items);
         assert_eq!(updates_of(&asks).iter().sum::<usize>(), items.len());
@@ -96,7 +97,7 @@ mod tests {
     fn the_longest_entry_fits_in_a_request_and_two_do_not() {
         let value = vec![1; MAX_VALUE_BYTES];
         let items: Vec<_> =
-            (0..3).map(|byte| (vec![byte; MAX_KEY_BYTES], Action::Put(&value))).collect();
+            (0..3).map(|byte| (vec![byte; MAX_KEY_BYTES].into(), Action::Put(&value))).collect();
         let asks = requests(Placement::new(1, 1), &items);
         assert_eq!(updates_of(&asks), [1, 1, 1]);
         assert!(asks.iter().all(|ask| ask.request().validate().is_err_and(|(_, reason)| {

@@ -68,7 +68,8 @@ impl Flush {
             let mut items = Vec::new();
             for page in self.walk.take(&answers[..pages])? {
                 let keys = self.walk.selection().keys(&page)?.into_iter();
-                items.extend(keys.map(|key| ([&self.prefix, key].concat(), Action::Delete)));
+                let stored = |key: &[u8]| [&self.prefix, key].concat().into();
+                items.extend(keys.map(|key| (stored(key), Action::Delete)));
             }
             let removals = batch::requests(self.placement, &items);
             self.next(removals, reply)

@@ -1,5 +1,7 @@
 //! Keys: whether they exist, their names, and what Redis shows of their values.
 
+use std::borrow::Cow;
+
 use kv_protocol::client_message::{Part, Status};
 use kv_protocol::eviction::Eviction;
 use kv_protocol::update::{Action, Precondition, Update};
@@ -106,7 +108,7 @@ fn type_of(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> 
 }
 
 /// Returns the stored keys of a command with a source and a destination in this database.
-fn ends(context: &Context<'_>, database: u8) -> Result<(Vec<u8>, Vec<u8>), Error> {
+fn ends<'a>(context: &Context<'a>, database: u8) -> Result<(Cow<'a, [u8]>, Cow<'a, [u8]>), Error> {
     Ok((context.key(1)?, database::stored(database, context.args[2])?))
 }
 

@@ -1,5 +1,6 @@
 //! Many keys in one command.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kv_protocol::client_message::Part;
@@ -63,7 +64,8 @@ const TOO_MUCH: Error =
 
 /// Reads the short values at once, and then the long ones, some at a time.
 fn mget(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let keys = (1..context.args.len()).map(|at| context.key(at)).collect::<Result<Vec<_>, _>>()?;
+    let keys = (1..context.args.len()).map(|at| Ok(context.key(at)?.into_owned()));
+    let keys = keys.collect::<Result<Vec<_>, Error>>()?;
     let share = u32::try_from(SHORT.min(BYTES_AT_FIRST / keys.len())).unwrap_or(0);
     let short = Part { all_or_nothing: true, ..Part::new(0, share) };
     let asks = keys.iter().map(|key| Ask::part(key, short)).collect();
@@ -179,7 +181,10 @@ fn msetnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 /// Returns the stored keys with their new values. Of a key that occurs several times, the last value counts.
-fn pairs<'a>(context: &Context<'a>, command: &str) -> Result<Vec<(Vec<u8>, Action<'a>)>, Error> {
+fn pairs<'a>(
+    context: &Context<'a>,
+    command: &str,
+) -> Result<Vec<(Cow<'a, [u8]>, Action<'a>)>, Error> {
     if context.args.len().is_multiple_of(2) {
         return Err(error::arity(command));
     }

@@ -83,7 +83,7 @@ fn watch(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     if context.client.watched.len() + context.args.len() > MAX_UPDATES {
         return Err(Error::Stated("ERR a connection watches less than 1,024 keys in this store"));
     }
-    let keys = (1..context.args.len()).map(|at| context.key(at));
+    let keys = (1..context.args.len()).map(|at| Ok(context.key(at)?.into_owned()));
     let keys = keys.collect::<Result<Vec<_>, Error>>()?;
     let asks = keys.iter().map(|key| Ask::part(key, Part::new(0, 0))).collect();
     Ok(Plan::all(asks, move |answers, reply| {

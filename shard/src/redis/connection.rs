@@ -13,19 +13,20 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_RESPONSE_BODY;
-use kv_protocol::placement::Digest;
 use kv_redis::answer::Answer;
-use kv_redis::ask::Ask;
+use kv_redis::ask::{Ask, Digests};
 use kv_redis::client::Client;
 use kv_redis::command::{self, Context};
 use kv_redis::error::Error;
-use kv_redis::plan::{Finish, Plan};
+use kv_redis::plan::{Asks, Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
 use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
@@ -40,7 +41,8 @@ const PENDING: usize = 1_024;
 const ASKS_MAX: usize = 65_536;
 /// The capacity to which the input buffer of a connection is trimmed.
 const IDLE_INPUT: usize = 1 << 10;
-
+/// The capacity to which the queue of commands is trimmed.
+const IDLE_PENDING: usize = 16;
 /// The number of parsed bytes at the front of the input above which they are removed.
 const PARSED_BYTES: usize = 16 << 10;
 
@@ -65,6 +67,8 @@ pub(crate) struct RedisConnection {
     weight: usize,
     /// The memory of their requests and outcomes, and of the replies that wait.
     held_bytes: usize,
+    /// True if requests have ended since the connection went on.
+    has_deliveries: bool,
     /// True after the last command that is served.
     is_ending: bool,
     /// The number of bytes of this connection that are counted as connection memory.
@@ -76,12 +80,12 @@ enum Pending {
     /// The reply waits for those before it.
     Replied(Vec<u8>),
     /// The reply waits for answers.
-    Waiting(Box<Waiting>),
+    Waiting(Waiting),
 }
 
 /// A command, or a step of it, that asks the store.
 struct Step {
-    asks: Vec<Ask>,
+    asks: Asks,
     finish: Finish,
     reply: PartialReply,
     /// The footprint, once it was needed.
@@ -100,7 +104,7 @@ struct PartialReply {
 struct Waiting {
     finish: Finish,
     reply: PartialReply,
-    parts: Vec<Part>,
+    parts: SmallVec<[Part; 1]>,
     /// The number of parts without an outcome.
     missing: usize,
     /// The number of bytes of the outcomes.
@@ -122,7 +126,7 @@ struct InFlight {
 /// The properties of a step that matter to the other commands of its connection.
 struct Footprint {
     /// The digests of its keys; `None` if it concerns all keys.
-    keys: Option<Vec<Digest>>,
+    keys: Option<Digests>,
     is_write: bool,
     /// The number of its requests or of its keys, whichever is larger.
     weight: usize,
@@ -146,6 +150,7 @@ impl RedisConnection {
             in_flight: Vec::new(),
             weight: 0,
             held_bytes: 0,
+            has_deliveries: false,
             is_ending: false,
             counted: 0,
         }
@@ -159,6 +164,10 @@ impl RedisConnection {
 
     /// Continues with the commands that were held back.
     pub(crate) fn go_on(&mut self, now: Time, service: &mut Service) {
+        if std::mem::take(&mut self.has_deliveries) {
+            // The engine may have to read again.
+            service.outputs.mark_dirty(self.id);
+        }
         // After a write in doubt, a later command could take effect before it.
         if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
             self.begin_or_hold(now, service, step);
@@ -217,7 +226,7 @@ impl RedisConnection {
                 return consumed;
             }
             Ok(Parsed::Command { args, consumed }) => {
-                let args: Vec<&[u8]> = args.iter().collect();
+                let args: SmallVec<[&[u8]; 8]> = args.iter().collect();
                 if is_of_http(args[0]) {
                     let reason = "these are lines of HTTP, perhaps sent by a web page in a browser";
                     service.count_refused(now, "Redis connection", reason);
@@ -226,9 +235,8 @@ impl RedisConnection {
                     return bytes.len();
                 }
                 // It begins again when the replies before it are complete.
-                if !self.pending.is_empty()
-                    && command::find(args[0]).is_some_and(|command| command.waits())
-                {
+                let found = command::find(args[0]);
+                if !self.pending.is_empty() && found.is_some_and(|command| command.waits()) {
                     self.is_waiting = true;
                     service.outputs.recycle(reply.bytes);
                     return 0;
@@ -238,7 +246,7 @@ impl RedisConnection {
                 let server = Host { service, now };
                 let client = &mut self.client;
                 let mut context = Context { args: &args, client, server: &server };
-                let plan = command::perform(&mut context, &mut reply.writer());
+                let plan = command::perform(&mut context, found, &mut reply.writer());
                 reply.is_silent = self.client.is_silent();
                 (consumed, plan)
             }
@@ -358,16 +366,13 @@ impl RedisConnection {
         self.weight += footprint.weight;
         self.held_bytes += footprint.bytes;
         self.in_flight.push(InFlight { command, footprint });
-        let part = |ask: &Ask| {
-            let is_read = ask.request().operation.write_header().is_none();
-            Part { is_read, outcome: None }
-        };
-        let parts: Vec<Part> = asks.iter().map(part).collect();
+        let parts: SmallVec<[Part; 1]> =
+            asks.iter().map(|ask| Part { is_read: !ask.is_write(), outcome: None }).collect();
         // A step that asks the store has written nothing, so its buffer can serve others meanwhile.
         service.outputs.recycle(std::mem::take(&mut reply.bytes));
         let waiting = Waiting { finish, reply, missing: parts.len(), parts, bytes: 0 };
         if let Some(place) = self.pending_mut(command) {
-            *place = Pending::Waiting(Box::new(waiting));
+            *place = Pending::Waiting(waiting);
         }
         if let Some(output) = service.outputs.get(self.id) {
             output.expect_response();
@@ -382,10 +387,16 @@ impl RedisConnection {
         self.pending.get_mut(at)
     }
 
-    /// Processes the end of a request, then continues with the commands that were held back.
-    pub(crate) fn handle_delivery(&mut self, now: Time, service: &mut Service, delivery: Delivery) {
+    /// Processes the end of a request. Returns whether this is the first one since the connection went on. The caller
+    /// then continues it with [`RedisConnection::go_on`] after all deliveries.
+    pub(crate) fn handle_delivery(
+        &mut self,
+        now: Time,
+        service: &mut Service,
+        delivery: Delivery,
+    ) -> bool {
         let Owner { command, part, .. } = delivery.owner;
-        let Some(Pending::Waiting(waiting)) = self.pending_mut(command) else { return };
+        let Some(Pending::Waiting(waiting)) = self.pending_mut(command) else { return false };
         let bytes = delivery.outcome.bytes();
         waiting.parts[part].outcome = Some(delivery.outcome);
         waiting.bytes += bytes;
@@ -395,9 +406,7 @@ impl RedisConnection {
         if is_complete {
             self.finish(now, service, command);
         }
-        self.go_on(now, service);
-        // The engine may have to read again.
-        service.outputs.mark_dirty(self.id);
+        !std::mem::replace(&mut self.has_deliveries, true)
     }
 
     /// Continues a command whose requests have all ended.
@@ -410,7 +419,7 @@ impl RedisConnection {
         if let Some(output) = service.outputs.get(self.id) {
             output.note_reply();
         }
-        let Waiting { finish, mut reply, parts, bytes, .. } = *waiting;
+        let Waiting { finish, mut reply, parts, bytes, .. } = waiting;
         self.held_bytes -= bytes;
         if let Some(at) = self.in_flight.iter().position(|other| other.command == command) {
             let InFlight { footprint, .. } = self.in_flight.swap_remove(at);
@@ -420,7 +429,7 @@ impl RedisConnection {
         reply.bytes = service.outputs.take_buffer();
         let plan = match responses_of(&parts) {
             Ok(responses) => {
-                let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
+                let is_read: SmallVec<[bool; 8]> = parts.iter().map(|part| part.is_read).collect();
                 if is_read.contains(&false) {
                     let copies = responses.iter().map(|response| response.copies);
                     self.client.copies = copies.min().unwrap_or(0);
@@ -453,7 +462,12 @@ impl RedisConnection {
     fn count_memory(&mut self, now: Time, service: &mut Service) {
         let footprint = self.held.as_ref().and_then(|step| step.footprint.as_ref());
         let of_step = footprint.map_or(0, |footprint| footprint.bytes);
-        let held = self.input.capacity() + self.held_bytes + of_step + self.client.held_bytes();
+        if self.pending.is_empty() && self.pending.capacity() > IDLE_PENDING {
+            self.pending.shrink_to(IDLE_PENDING);
+        }
+        let of_pending = self.pending.capacity() * size_of::<Pending>();
+        let of_commands = self.held_bytes + of_step + of_pending;
+        let held = self.input.capacity() + of_commands + self.client.held_bytes();
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {
@@ -502,12 +516,12 @@ impl PartialReply {
 
 impl Footprint {
     fn of(asks: &[Ask]) -> Footprint {
-        let mut keys = Vec::new();
+        let mut keys = Digests::new();
         let (mut is_write, mut is_of_all, mut frames) = (false, false, 0);
         for ask in asks {
             let digests = ask.digests();
             is_of_all |= digests.is_empty();
-            is_write |= ask.request().operation.write_header().is_some();
+            is_write |= ask.is_write();
             frames += ask.frame().len();
             keys.extend(digests);
         }
@@ -550,7 +564,7 @@ const SERVED_IN_PART: Error = Error::Stated(
 );
 
 /// Returns the responses to the requests of a step that has ended.
-fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
+fn responses_of(parts: &[Part]) -> Result<SmallVec<[Response<'_>; 1]>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
     }
@@ -576,6 +590,6 @@ fn finish_with(
 ) -> Result<Plan, Error> {
     let answer = |(response, is_read): (&_, &bool)| Answer::of(response, *is_read);
     let answers = responses.iter().zip(is_read).map(answer);
-    let answers: Vec<Answer<'_>> = answers.collect::<Result<_, Error>>()?;
+    let answers: SmallVec<[Answer<'_>; 1]> = answers.collect::<Result<_, Error>>()?;
     finish(&answers, &mut reply.writer())
 }

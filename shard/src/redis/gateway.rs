@@ -39,6 +39,8 @@ const COMMANDS_OF_WORK: u64 = 64;
 /// The first back-off of a request that cannot be served yet. It doubles up to [`PAUSE_LAST`].
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 const PAUSE_LAST: Duration = Duration::from_millis(64);
+/// The capacity up to which the buffer of a request is kept for its response.
+const SHORT_FRAME: usize = 4 << 10;
 /// The back-off before a failed link is dialled again.
 const REDIAL: Duration = Duration::from_millis(20);
 
@@ -227,6 +229,16 @@ impl Flights {
 }
 
 impl Gateway {
+    /// Removes a request. `is_settled` is false for a write that may still take effect.
+    fn remove(&mut self, id: RequestId, is_settled: bool) -> Option<Flight> {
+        let flight = self.flights.remove(id)?;
+        if let Some(number) = flight.number {
+            self.lanes.end(flight.place, number, is_settled);
+            self.has_news |= !self.waiting.is_empty();
+        }
+        Some(flight)
+    }
+
     /// Records that a waiting request is to be tried at this time.
     fn try_again_at(&mut self, at: Time) {
         self.retry_at = Some(self.retry_at.map_or(at, |first| first.min(at)));
@@ -250,9 +262,8 @@ impl Gateway {
 impl Service {
     /// Begins a request of a Redis client. Its end is delivered to the connection.
     pub(crate) fn start(&mut self, now: Time, owner: Owner, ask: Ask) {
-        let request = ask.request();
-        let place = request.place(&self.identity.placement);
-        let is_write = request.operation.write_header().is_some();
+        let place = ask.place(&self.identity.placement);
+        let is_write = ask.is_write();
         let at = Stage::Waiting(now);
         let pause = PAUSE_FIRST;
         let flight = Flight { ask, owner, place, is_write, number: None, at, doubts: 0, pause };
@@ -269,14 +280,15 @@ impl Service {
         ask: &Ask,
         take: impl FnOnce(&Response<'_>) -> R,
     ) -> Option<R> {
-        let request = ask.request();
-        let (group, shard) = request.place(&self.identity.placement);
-        if shard != self.identity.shard
-            || !matches!(request.operation, Operation::Get | Operation::GetPart(_))
-        {
+        let (group, shard) = ask.place(&self.identity.placement);
+        if ask.is_write() || shard != self.identity.shard {
             return None;
         }
         let replica = self.replica_mut(group)?;
+        let request = ask.request();
+        if !matches!(request.operation, Operation::Get | Operation::GetPart(_)) {
+            return None;
+        }
         let hash = replica.hash_of(request.digest, request.key);
         let response = replica.response_to_read(now, &request, hash)?;
         let is_found = response.status != Status::NotFound;
@@ -577,10 +589,10 @@ impl Service {
                 flight.doubts = flight.doubts.saturating_sub(1);
                 match flight.may_take_effect() {
                     true => self.end(id, Outcome::InDoubt),
-                    false => self.end(id, Outcome::Response(encoded(response))),
+                    false => self.end_with(id, response),
                 }
             }
-            _ => self.end(id, Outcome::Response(encoded(response))),
+            _ => self.end_with(id, response),
         }
     }
 
@@ -592,15 +604,22 @@ impl Service {
         self.end(id, if is_in_doubt { Outcome::InDoubt } else { Outcome::NotServed });
     }
 
+    /// Ends a request with its response, which gets the buffer of the request.
+    fn end_with(&mut self, id: RequestId, response: &Response<'_>) {
+        let Some(flight) = self.gateway.remove(id, true) else { return };
+        let mut frame = flight.ask.into_buffer();
+        frame.clear();
+        frame.shrink_to(SHORT_FRAME.max(response.value.len()));
+        response.write(&mut frame);
+        let (owner, outcome) = (flight.owner, Outcome::Response(frame));
+        self.gateway.answers.push_back(Delivery { owner, outcome });
+    }
+
     /// Ends a request.
     fn end(&mut self, id: RequestId, outcome: Outcome) {
-        let Some(flight) = self.gateway.flights.remove(id) else { return };
-        if let Some(number) = flight.number {
-            let is_settled = !matches!(outcome, Outcome::InDoubt);
-            self.gateway.lanes.end(flight.place, number, is_settled);
-            self.gateway.has_news |= !self.gateway.waiting.is_empty();
-        }
-        self.gateway.answers.push_back(Delivery { owner: flight.owner, outcome });
+        let is_settled = !matches!(outcome, Outcome::InDoubt);
+        let Some(Flight { owner, .. }) = self.gateway.remove(id, is_settled) else { return };
+        self.gateway.answers.push_back(Delivery { owner, outcome });
     }
 
     /// Takes the next ended request. First processes the responses of this shard's replicas.
