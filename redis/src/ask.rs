@@ -26,12 +26,36 @@ const BEGUN: usize = FIRST_INCOMPLETE + 8;
 /// The least capacity of a frame. The response to a request with a short value fits too.
 const FRAME_CAPACITY: usize = 192;
 
+/// The capacity above which the buffer of a frame is not kept, in bytes.
+const FREE_FRAME_BYTES: usize = 512;
+/// The number of buffers that are kept.
+const FREE_FRAMES: usize = 1_024;
+
 /// A request to the store.
 #[derive(Clone, Debug)]
 pub struct Ask {
     frame: Vec<u8>,
     digest: Digest,
     is_write: bool,
+}
+
+/// Buffers of past requests, for the frames of frequent ones.
+#[derive(Debug, Default)]
+pub struct FreeFrames(Vec<Vec<u8>>);
+
+impl FreeFrames {
+    /// Takes a buffer, or creates one.
+    fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer, unless it is long or there are enough.
+    pub fn keep(&mut self, mut frame: Vec<u8>) {
+        if frame.capacity() <= FREE_FRAME_BYTES && self.0.len() < FREE_FRAMES {
+            frame.clear();
+            self.0.push(frame);
+        }
+    }
 }
 
 /// The digests of the keys of a request.
@@ -50,14 +74,20 @@ impl Ask {
         Ask::of(key, Digest::of(key), Operation::Get)
     }
 
+    /// Creates a GET in a free frame.
+    pub fn get_in(frames: &mut FreeFrames, key: &[u8]) -> Ask {
+        Ask::in_frame(frames.take(), key, Digest::of(key), Operation::Get)
+    }
+
     /// Creates a GET of a part of the value.
     pub fn part(key: &[u8], part: Part) -> Ask {
         Ask::of(key, Digest::of(key), Operation::GetPart(part))
     }
 
-    /// Creates a PUT. It removes the deadline of the entry.
-    pub fn put(key: &[u8], value: &[u8], condition: Condition) -> Ask {
-        Ask::of(key, Digest::of(key), Operation::Put(unset(condition), value))
+    /// Creates a PUT in a free frame. It removes the deadline of the entry.
+    pub fn put_in(frames: &mut FreeFrames, key: &[u8], value: &[u8], condition: Condition) -> Ask {
+        let operation = Operation::Put(unset(condition), value);
+        Ask::in_frame(frames.take(), key, Digest::of(key), operation)
     }
 
     /// Creates a DELETE.
@@ -103,6 +133,10 @@ impl Ask {
     }
 
     fn of(key: &[u8], digest: Digest, operation: Operation<'_>) -> Ask {
+        Ask::in_frame(Vec::new(), key, digest, operation)
+    }
+
+    fn in_frame(mut frame: Vec<u8>, key: &[u8], digest: Digest, operation: Operation<'_>) -> Ask {
         let request = Request { id: RequestId(0), view: ViewVersion(0), digest, key, operation };
         let value = match operation {
             Operation::Put(_, value) => value.len(),
@@ -110,7 +144,7 @@ impl Ask {
             _ => 0,
         };
         let bytes = REQUEST_HEAD_BYTES + key.len() + value;
-        let mut frame = Vec::with_capacity(bytes.max(FRAME_CAPACITY));
+        frame.reserve(bytes.max(FRAME_CAPACITY));
         request.write(&mut frame);
         Ask { frame, digest, is_write: operation.write_header().is_some() }
     }
@@ -205,8 +239,11 @@ mod tests {
     #[test]
     fn the_fields_of_the_sender_are_those_that_the_store_reads() {
         let update = Update::new(Action::Add(3));
-        let asks =
-            [Ask::put(b"key", b"value", Condition::IfAbsent), Ask::update(b"key", &[update])];
+        let mut frames = FreeFrames::default();
+        let asks = [
+            Ask::put_in(&mut frames, b"key", b"value", Condition::IfAbsent),
+            Ask::update(b"key", &[update]),
+        ];
         for mut ask in asks {
             ask.set_route(RequestId(5), ViewVersion(6));
             ask.set_session(RequestSeq(8), RequestSeq(7), SequenceNumber(9));

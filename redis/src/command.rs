@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use kv_protocol::ids::WallTime;
 use kv_protocol::placement::Placement;
 
+use crate::ask::FreeFrames;
 use crate::client::{Client, Server};
 use crate::database;
 use crate::error::{self, Error};
@@ -139,6 +140,8 @@ pub struct Context<'a> {
     pub client: &'a mut Client,
     /// The server.
     pub server: &'a dyn Server,
+    /// The buffers of past requests.
+    pub frames: &'a mut FreeFrames,
 }
 
 impl<'a> Context<'a> {

@@ -16,7 +16,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::update::{Action, Precondition, Update, Updates};
 
 use crate::answer::Answer;
-use crate::ask::Ask;
+use crate::ask::{Ask, FreeFrames};
 use crate::client::{Client, Facts, Load, Server};
 use crate::command::{Context, find, perform};
 use crate::plan::Plan;
@@ -268,7 +268,8 @@ impl Door {
         let version = self.client.version;
         self.steps.clear();
         self.client.begin_command();
-        let mut context = Context { args, client: &mut self.client, server: &self.store };
+        let frames = &mut FreeFrames::default();
+        let mut context = Context { args, client: &mut self.client, server: &self.store, frames };
         let mut step = perform(&mut context, find(args[0]), &mut Reply::new(&mut out, version));
         let is_silent = self.client.is_silent();
         let version = self.client.version;

@@ -222,8 +222,8 @@ fn make_calls(
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let mut bytes = Vec::new();
         let mut reply = Reply::new(&mut bytes, context.client.version);
-        let Context { client, server, .. } = context;
-        let mut inner = Context { args: &args, client, server: *server };
+        let Context { client, server, frames, .. } = context;
+        let mut inner = Context { args: &args, client, server: *server, frames };
         let plan = Command::of(&args).and_then(|command| (command.perform)(&mut inner, &mut reply));
         calls.push(match plan {
             Ok(Plan::Ask { asks, finish }) => {

@@ -11,7 +11,7 @@
 //! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
 //! callgrind leaves out the encoding of the requests with `--toggle-collect='*Pair*execute*'`.
 //! `redis-get` and `redis-set` are commands of a Redis client at a third server, which forwards them to the primary. Its
-//! own part of the work is in `--toggle-collect='*Door*forward*' --toggle-collect='*Door*reply*'`.
+//! own part of the work is in `--toggle-collect='*at_door*'`.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 #![allow(clippy::disallowed_macros)] // A benchmark prints.
 
@@ -176,20 +176,20 @@ impl Door {
         // The WELCOME, and the response to the command above.
         for _ in 0..2 {
             door.serve(pair, false);
-            door.reply();
+            door.reply_at_door();
         }
         door
     }
 
     /// Executes the commands of a wake-up; returns the bytes of their replies.
     fn execute(&mut self, pair: &mut Pair, commands: &[u8], are_writes: bool) -> usize {
-        self.forward(commands);
+        self.forward_at_door(commands);
         self.serve(pair, are_writes);
-        self.reply()
+        self.reply_at_door()
     }
 
     #[inline(never)]
-    fn forward(&mut self, commands: &[u8]) {
+    fn forward_at_door(&mut self, commands: &[u8]) {
         self.shard.begin_wake_up(NOW);
         self.shard.handle_bytes(NOW, self.client, commands);
         self.shard.finish_wake_up(NOW);
@@ -213,7 +213,7 @@ impl Door {
     }
 
     #[inline(never)]
-    fn reply(&mut self) -> usize {
+    fn reply_at_door(&mut self) -> usize {
         self.shard.begin_wake_up(NOW);
         self.shard.handle_bytes(NOW, self.link, &self.bytes);
         self.shard.finish_wake_up(NOW);

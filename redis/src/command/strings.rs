@@ -45,7 +45,8 @@ const fn of(
 }
 
 fn get(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    Ok(Plan::one(Ask::get(&context.key(1)?), value))
+    let key = context.key(1)?;
+    Ok(Plan::one(Ask::get_in(context.frames, &key), value))
 }
 
 /// Replies with the value, or null.
@@ -82,7 +83,7 @@ fn set(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
         return Err(error::TOO_LONG);
     }
     if context.args.len() == 3 {
-        return Ok(Plan::one(Ask::put(&key, new, Condition::Always), ok));
+        return Ok(Plan::one(Ask::put_in(context.frames, &key, new, Condition::Always), ok));
     }
     let Options { condition, returns_old, expiry } = Options::of_set(context)?;
     let put = Update::new(Action::Put(new));
@@ -94,7 +95,7 @@ fn set(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     };
     let ask = match update {
         Update { condition: Precondition::Absent, expiry: Expiry::Never, .. } if !returns_old => {
-            Ask::put(&key, new, Condition::IfAbsent)
+            Ask::put_in(context.frames, &key, new, Condition::IfAbsent)
         }
         update => Ask::try_update(&key, &[update])?,
     };
@@ -108,7 +109,7 @@ fn getex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     let key = context.key(1)?;
     let expiry = match Options::of_getex(context)? {
         Ok(Some(expiry)) => expiry,
-        Ok(None) => return Ok(Plan::one(Ask::get(&key), value)),
+        Ok(None) => return Ok(Plan::one(Ask::get_in(context.frames, &key), value)),
         Err(error) => {
             return Ok(Plan::one(Ask::part(&key, Part::new(0, 0)), |answer, reply| {
                 if answer.is_done() { Err(error) } else { value(answer, reply) }
@@ -139,7 +140,7 @@ fn setnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     if new.len() > MAX_VALUE_BYTES {
         return Err(error::TOO_LONG);
     }
-    Ok(Plan::one(Ask::put(&key, new, Condition::IfAbsent), is_done))
+    Ok(Plan::one(Ask::put_in(context.frames, &key, new, Condition::IfAbsent), is_done))
 }
 
 fn setex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {

@@ -96,6 +96,24 @@ impl<'a> Args<'a> {
         self.spans.get(at).map(|span| slice(self.source, *span))
     }
 
+    /// Returns all arguments in order. They are in `short` if it is long enough.
+    pub fn collect_into<'b>(
+        &self,
+        short: &'b mut [&'a [u8]],
+        long: &'b mut Vec<&'a [u8]>,
+    ) -> &'b [&'a [u8]] {
+        match short.get_mut(..self.count()) {
+            Some(short) => {
+                short.iter_mut().zip(self.iter()).for_each(|(slot, arg)| *slot = arg);
+                short
+            }
+            None => {
+                long.extend(self.iter());
+                long
+            }
+        }
+    }
+
     /// Returns all arguments in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         let source = self.source;

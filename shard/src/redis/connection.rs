@@ -41,6 +41,8 @@ const PENDING: usize = 1_024;
 const ASKS_MAX: usize = 65_536;
 /// The capacity to which the input buffer of a connection is trimmed.
 const IDLE_INPUT: usize = 1 << 10;
+/// The number of arguments up to which they are collected without an allocation.
+const SHORT_ARGS: usize = 8;
 /// The capacity to which the queue of commands is trimmed.
 const IDLE_PENDING: usize = 16;
 /// The number of parsed bytes at the front of the input above which they are removed.
@@ -158,8 +160,14 @@ impl RedisConnection {
 
     /// Processes received bytes and serves the complete commands among them.
     pub(crate) fn handle_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
-        self.input.extend_from_slice(received);
-        self.go_on(now, service);
+        if !self.input.is_empty() || self.held.is_some() {
+            self.input.extend_from_slice(received);
+            return self.go_on(now, service);
+        }
+        // A usual command is parsed where it was received.
+        let consumed = self.serve(now, service, received);
+        self.input.extend_from_slice(&received[consumed..]);
+        self.count_memory(now, service);
     }
 
     /// Continues with the commands that were held back.
@@ -172,14 +180,28 @@ impl RedisConnection {
         if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
             self.begin_or_hold(now, service, step);
         }
+        if !self.input.is_empty() {
+            self.serve_input(now, service);
+        }
+        self.count_memory(now, service);
+    }
+
+    /// Serves the complete commands in `bytes`, as far as they may begin. Returns the number of their bytes.
+    fn serve(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
         self.is_waiting &= !self.pending.is_empty();
-        let input = std::mem::take(&mut self.input);
+        let mut at = 0;
         while self.may_go_on(service) {
-            match self.serve_next(now, service, &input[self.parsed..]) {
+            match self.serve_next(now, service, &bytes[at..]) {
                 0 => break,
-                consumed => self.parsed += consumed,
+                consumed => at += consumed,
             }
         }
+        at
+    }
+
+    fn serve_input(&mut self, now: Time, service: &mut Service) {
+        let input = std::mem::take(&mut self.input);
+        self.parsed += self.serve(now, service, &input[self.parsed..]);
         self.input = input;
         if self.parsed == self.input.len() {
             self.input.clear();
@@ -189,7 +211,6 @@ impl RedisConnection {
             self.input.drain(..self.parsed);
             self.parsed = 0;
         }
-        self.count_memory(now, service);
     }
 
     /// Returns whether a further command could begin.
@@ -226,7 +247,9 @@ impl RedisConnection {
                 return consumed;
             }
             Ok(Parsed::Command { args, consumed }) => {
-                let args: SmallVec<[&[u8]; 8]> = args.iter().collect();
+                let mut short = [&[][..]; SHORT_ARGS];
+                let mut long = Vec::new();
+                let args = args.collect_into(&mut short, &mut long);
                 if is_of_http(args[0]) {
                     let reason = "these are lines of HTTP, perhaps sent by a web page in a browser";
                     service.count_refused(now, "Redis connection", reason);
@@ -243,10 +266,11 @@ impl RedisConnection {
                 }
                 service.count_command();
                 self.client.begin_command();
-                let server = Host { service, now };
-                let client = &mut self.client;
-                let mut context = Context { args: &args, client, server: &server };
+                let frames = &mut std::mem::take(&mut service.gateway.free_frames);
+                let (client, server) = (&mut self.client, &Host { service, now });
+                let mut context = Context { args, client, server, frames };
                 let plan = command::perform(&mut context, found, &mut reply.writer());
+                service.gateway.free_frames = std::mem::take(frames);
                 reply.is_silent = self.client.is_silent();
                 (consumed, plan)
             }
@@ -329,7 +353,8 @@ impl RedisConnection {
         let served = match &asks[..] {
             [ask] => service.read_here(now, ask, |response| {
                 let finish = finish.take()?;
-                Some(finish_with(&[*response], &[true], finish, &mut reply))
+                let answer = Answer::of(response, true);
+                Some(answer.and_then(|answer| finish(&[answer], &mut reply.writer())))
             }),
             _ => None,
         };
@@ -427,21 +452,12 @@ impl RedisConnection {
             self.held_bytes -= footprint.bytes;
         }
         reply.bytes = service.outputs.take_buffer();
-        let plan = match responses_of(&parts) {
-            Ok(responses) => {
-                let is_read: SmallVec<[bool; 8]> = parts.iter().map(|part| part.is_read).collect();
-                if is_read.contains(&false) {
-                    let copies = responses.iter().map(|response| response.copies);
-                    self.client.copies = copies.min().unwrap_or(0);
-                }
-                finish_with(&responses, &is_read, finish, &mut reply)
+        let plan = self.continue_with(&parts, finish, &mut reply);
+        for part in parts {
+            if let Some(Outcome::Response(frame)) = part.outcome {
+                service.gateway.free_frames.keep(frame);
             }
-            Err(error) => {
-                // The client must not send further commands as if it knew the state.
-                self.is_ending |= error == IN_DOUBT;
-                Err(error)
-            }
-        };
+        }
         match self.step_of(plan, reply) {
             Ok(step) => self.begin(now, service, command, step),
             Err(reply) => {
@@ -457,6 +473,33 @@ impl RedisConnection {
                 self.send_complete(now, service);
             }
         }
+    }
+
+    /// Continues a command with the outcomes of its requests.
+    fn continue_with(
+        &mut self,
+        parts: &[Part],
+        finish: Finish,
+        reply: &mut PartialReply,
+    ) -> Result<Plan, Error> {
+        // The usual case.
+        if let [Part { is_read, outcome: Some(outcome) }] = parts
+            && let Some(response) = response_of(outcome)
+        {
+            if !is_read {
+                self.client.copies = response.copies;
+            }
+            return finish(&[Answer::of(&response, *is_read)?], &mut reply.writer());
+        }
+        let answers = answers_of(parts).inspect_err(|error| {
+            // The client must not send further commands as if it knew the state.
+            self.is_ending |= *error == IN_DOUBT;
+        })?;
+        let of_writes = parts.iter().zip(&answers).filter(|(part, _)| !part.is_read);
+        if let Some(copies) = of_writes.map(|(_, answer)| answer.copies).min() {
+            self.client.copies = copies;
+        }
+        finish(&answers, &mut reply.writer())
     }
 
     fn count_memory(&mut self, now: Time, service: &mut Service) {
@@ -564,32 +607,22 @@ const SERVED_IN_PART: Error = Error::Stated(
 );
 
 /// Returns the responses to the requests of a step that has ended.
-fn responses_of(parts: &[Part]) -> Result<SmallVec<[Response<'_>; 1]>, Error> {
+fn answers_of(parts: &[Part]) -> Result<Vec<Answer<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
     }
     let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
     let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
     let not_served = if is_changed { SERVED_IN_PART } else { NOT_SERVED };
-    let outcomes = parts.iter().map(|part| part.outcome.as_ref());
-    outcomes.map(|outcome| outcome.and_then(response_of).ok_or(not_served.clone())).collect()
+    let responses = parts.iter().map(|part| part.outcome.as_ref().and_then(response_of));
+    let answers = responses.zip(parts).map(|(response, part)| {
+        Answer::of(&response.ok_or_else(|| not_served.clone())?, part.is_read)
+    });
+    answers.collect()
 }
 
 fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
     let Outcome::Response(frame) = outcome else { return None };
     let frame = split_frame(frame, &FrameRules::unchecked(MAX_RESPONSE_BODY)).ok()??;
     Response::read(frame.body).ok()
-}
-
-/// Continues a command with its responses.
-fn finish_with(
-    responses: &[Response<'_>],
-    is_read: &[bool],
-    finish: Finish,
-    reply: &mut PartialReply,
-) -> Result<Plan, Error> {
-    let answer = |(response, is_read): (&_, &bool)| Answer::of(response, *is_read);
-    let answers = responses.iter().zip(is_read).map(answer);
-    let answers: SmallVec<[Answer<'_>; 1]> = answers.collect::<Result<_, Error>>()?;
-    finish(&answers, &mut reply.writer())
 }

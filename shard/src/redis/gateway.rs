@@ -25,7 +25,7 @@ use kv_protocol::ids::{
     ClientId, Member, RequestId, SequenceNumber, ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::map::Map;
-use kv_redis::ask::Ask;
+use kv_redis::ask::{Ask, FreeFrames};
 
 use super::lanes::{LaneId, Lanes, Place, WriteNumber};
 use super::link::Link;
@@ -89,6 +89,8 @@ pub(crate) struct Gateway {
     /// The client id of the first lane; `None` until the first request.
     first_client: Option<ClientId>,
     flights: Flights,
+    /// The buffers of past requests.
+    pub(super) free_frames: FreeFrames,
     lanes: Lanes,
     links: BTreeMap<LinkName, LinkId>,
     link_states: BTreeMap<LinkId, LinkState>,
