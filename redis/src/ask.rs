@@ -75,8 +75,8 @@ impl Ask {
     }
 
     /// Creates a GET in a free frame.
-    pub fn get_in(frames: &mut FreeFrames, key: &[u8]) -> Ask {
-        Ask::in_frame(frames.take(), key, Digest::of(key), Operation::Get)
+    pub fn get_in(frames: &mut FreeFrames, (key, digest): (&[u8], Digest)) -> Ask {
+        Ask::in_frame(frames.take(), key, digest, Operation::Get)
     }
 
     /// Creates a GET of a part of the value.
@@ -85,9 +85,14 @@ impl Ask {
     }
 
     /// Creates a PUT in a free frame. It removes the deadline of the entry.
-    pub fn put_in(frames: &mut FreeFrames, key: &[u8], value: &[u8], condition: Condition) -> Ask {
+    pub fn put_in(
+        frames: &mut FreeFrames,
+        (key, digest): (&[u8], Digest),
+        value: &[u8],
+        condition: Condition,
+    ) -> Ask {
         let operation = Operation::Put(unset(condition), value);
-        Ask::in_frame(frames.take(), key, Digest::of(key), operation)
+        Ask::in_frame(frames.take(), key, digest, operation)
     }
 
     /// Creates a DELETE.
@@ -241,7 +246,7 @@ mod tests {
         let update = Update::new(Action::Add(3));
         let mut frames = FreeFrames::default();
         let asks = [
-            Ask::put_in(&mut frames, b"key", b"value", Condition::IfAbsent),
+            Ask::put_in(&mut frames, (b"key", Digest::of(b"key")), b"value", Condition::IfAbsent),
             Ask::update(b"key", &[update]),
         ];
         for mut ask in asks {

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use kv_protocol::ids::WallTime;
-use kv_protocol::placement::Placement;
+use kv_protocol::placement::{Digest, Placement};
 
 use crate::ask::FreeFrames;
 use crate::client::{Client, Server};
@@ -140,6 +140,8 @@ pub struct Context<'a> {
     pub client: &'a mut Client,
     /// The server.
     pub server: &'a dyn Server,
+    /// The digest of the second argument, if it is known.
+    pub digest: Option<Digest>,
     /// The buffers of past requests.
     pub frames: &'a mut FreeFrames,
 }
@@ -151,6 +153,19 @@ impl<'a> Context<'a> {
     /// If the store cannot have such a key.
     pub fn key(&self, at: usize) -> Result<Cow<'a, [u8]>, Error> {
         database::stored(self.client.database, self.args[at])
+    }
+
+    /// Returns the stored form of the second argument, which is a key, and its digest.
+    ///
+    /// # Errors
+    /// If the store cannot have such a key.
+    pub fn first_key(&self) -> Result<(Cow<'a, [u8]>, Digest), Error> {
+        let key = self.key(1)?;
+        let digest = match (&key, self.digest) {
+            (Cow::Borrowed(_), Some(digest)) => digest,
+            _ => Digest::of(&key),
+        };
+        Ok((key, digest))
     }
 
     /// Returns an argument as an integer.

@@ -269,7 +269,8 @@ impl Door {
         self.steps.clear();
         self.client.begin_command();
         let frames = &mut FreeFrames::default();
-        let mut context = Context { args, client: &mut self.client, server: &self.store, frames };
+        let mut context =
+            Context { args, client: &mut self.client, server: &self.store, digest: None, frames };
         let mut step = perform(&mut context, find(args[0]), &mut Reply::new(&mut out, version));
         let is_silent = self.client.is_silent();
         let version = self.client.version;

@@ -223,7 +223,7 @@ fn make_calls(
         let mut bytes = Vec::new();
         let mut reply = Reply::new(&mut bytes, context.client.version);
         let Context { client, server, frames, .. } = context;
-        let mut inner = Context { args: &args, client, server: *server, frames };
+        let mut inner = Context { args: &args, client, server: *server, digest: None, frames };
         let plan = Command::of(&args).and_then(|command| (command.perform)(&mut inner, &mut reply));
         calls.push(match plan {
             Ok(Plan::Ask { asks, finish }) => {

@@ -45,8 +45,8 @@ const fn of(
 }
 
 fn get(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let key = context.key(1)?;
-    Ok(Plan::one(Ask::get_in(context.frames, &key), value))
+    let (key, digest) = context.first_key()?;
+    Ok(Plan::one(Ask::get_in(context.frames, (&key, digest)), value))
 }
 
 /// Replies with the value, or null.
@@ -78,12 +78,15 @@ fn is_done(answer: &Answer<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn set(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let (key, new) = (context.key(1)?, context.args[2]);
+    let ((key, digest), new) = (context.first_key()?, context.args[2]);
     if new.len() > MAX_VALUE_BYTES {
         return Err(error::TOO_LONG);
     }
     if context.args.len() == 3 {
-        return Ok(Plan::one(Ask::put_in(context.frames, &key, new, Condition::Always), ok));
+        return Ok(Plan::one(
+            Ask::put_in(context.frames, (&key, digest), new, Condition::Always),
+            ok,
+        ));
     }
     let Options { condition, returns_old, expiry } = Options::of_set(context)?;
     let put = Update::new(Action::Put(new));
@@ -95,7 +98,7 @@ fn set(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     };
     let ask = match update {
         Update { condition: Precondition::Absent, expiry: Expiry::Never, .. } if !returns_old => {
-            Ask::put_in(context.frames, &key, new, Condition::IfAbsent)
+            Ask::put_in(context.frames, (&key, digest), new, Condition::IfAbsent)
         }
         update => Ask::try_update(&key, &[update])?,
     };
@@ -109,7 +112,7 @@ fn getex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     let key = context.key(1)?;
     let expiry = match Options::of_getex(context)? {
         Ok(Some(expiry)) => expiry,
-        Ok(None) => return Ok(Plan::one(Ask::get_in(context.frames, &key), value)),
+        Ok(None) => return Ok(Plan::one(Ask::get(&key), value)),
         Err(error) => {
             return Ok(Plan::one(Ask::part(&key, Part::new(0, 0)), |answer, reply| {
                 if answer.is_done() { Err(error) } else { value(answer, reply) }
@@ -136,11 +139,11 @@ fn getset(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 fn setnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
-    let (key, new) = (context.key(1)?, context.args[2]);
+    let ((key, digest), new) = (context.first_key()?, context.args[2]);
     if new.len() > MAX_VALUE_BYTES {
         return Err(error::TOO_LONG);
     }
-    Ok(Plan::one(Ask::put_in(context.frames, &key, new, Condition::IfAbsent), is_done))
+    Ok(Plan::one(Ask::put_in(context.frames, (&key, digest), new, Condition::IfAbsent), is_done))
 }
 
 fn setex(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {

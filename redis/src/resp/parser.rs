@@ -385,7 +385,7 @@ impl CommandParser {
 /// Returns the number with which a text begins, and the length of the number and its line end. Returns None if the line
 /// is incomplete, or if the number is longer than [`PLAIN_DIGITS`], negative or malformed.
 #[inline(always)]
-fn plain_number(text: &[u8]) -> Option<(usize, usize)> {
+pub(super) fn plain_number(text: &[u8]) -> Option<(usize, usize)> {
     match text {
         [one @ b'0'..=b'9', b'\r', _, ..] => Some((digit(*one), 3)),
         [ten @ b'1'..=b'9', one @ b'0'..=b'9', b'\r', _, ..] => {

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
@@ -27,7 +27,7 @@ use kv_redis::client::Client;
 use kv_redis::command::{self, Context};
 use kv_redis::error::Error;
 use kv_redis::plan::{Asks, Finish, Plan};
-use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
+use kv_redis::resp::{CommandParser, KeysAhead, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
 use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
@@ -189,9 +189,13 @@ impl RedisConnection {
     /// Serves the complete commands in `bytes`, as far as they may begin. Returns the number of their bytes.
     fn serve(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
         self.is_waiting &= !self.pending.is_empty();
-        let mut at = 0;
+        let (mut at, mut ahead) = (0, KeysAhead::empty());
         while self.may_go_on(service) {
-            match self.serve_next(now, service, &bytes[at..]) {
+            if ahead.is_over() && at < bytes.len() {
+                ahead = KeysAhead::read(&bytes[at..]);
+            }
+            ahead.pass();
+            match self.serve_next(now, service, &bytes[at..], &ahead) {
                 0 => break,
                 consumed => at += consumed,
             }
@@ -233,7 +237,13 @@ impl RedisConnection {
     }
 
     /// Serves the command at the beginning of `bytes`. Returns the number of its bytes; 0 if it is incomplete.
-    fn serve_next(&mut self, now: Time, service: &mut Service, bytes: &[u8]) -> usize {
+    fn serve_next(
+        &mut self,
+        now: Time,
+        service: &mut Service,
+        bytes: &[u8],
+        ahead: &KeysAhead<'_>,
+    ) -> usize {
         let version = self.client.version;
         let bytes_of_reply = service.outputs.take_buffer();
         let mut reply = PartialReply { bytes: bytes_of_reply, version, is_silent: false };
@@ -268,7 +278,8 @@ impl RedisConnection {
                 self.client.begin_command();
                 let frames = &mut std::mem::take(&mut service.gateway.free_frames);
                 let (client, server) = (&mut self.client, &Host { service, now });
-                let mut context = Context { args, client, server, frames };
+                let digest = args.get(1).and_then(|key| ahead.digest_of(key));
+                let mut context = Context { args, client, server, digest, frames };
                 let plan = command::perform(&mut context, found, &mut reply.writer());
                 service.gateway.free_frames = std::mem::take(frames);
                 reply.is_silent = self.client.is_silent();
@@ -391,8 +402,11 @@ impl RedisConnection {
         self.weight += footprint.weight;
         self.held_bytes += footprint.bytes;
         self.in_flight.push(InFlight { command, footprint });
-        let parts: SmallVec<[Part; 1]> =
-            asks.iter().map(|ask| Part { is_read: !ask.is_write(), outcome: None }).collect();
+        let part = |ask: &Ask| Part { is_read: !ask.is_write(), outcome: None };
+        let parts: SmallVec<[Part; 1]> = match &asks[..] {
+            [ask] => smallvec![part(ask)],
+            asks => asks.iter().map(part).collect(),
+        };
         // A step that asks the store has written nothing, so its buffer can serve others meanwhile.
         service.outputs.recycle(std::mem::take(&mut reply.bytes));
         let waiting = Waiting { finish, reply, missing: parts.len(), parts, bytes: 0 };
@@ -559,6 +573,14 @@ impl PartialReply {
 
 impl Footprint {
     fn of(asks: &[Ask]) -> Footprint {
+        let each = FLIGHT_BYTES + size_of::<Part>();
+        if let [ask] = asks {
+            let keys = ask.digests();
+            let bytes = ask.frame().len() + each + size_of_val(&keys[..]) + size_of::<InFlight>();
+            let (weight, is_of_all) = (keys.len().max(1), keys.is_empty());
+            let keys = (!is_of_all).then_some(keys);
+            return Footprint { keys, is_write: ask.is_write(), weight, bytes };
+        }
         let mut keys = Digests::new();
         let (mut is_write, mut is_of_all, mut frames) = (false, false, 0);
         for ask in asks {
@@ -569,7 +591,6 @@ impl Footprint {
             keys.extend(digests);
         }
         let weight = keys.len().max(asks.len());
-        let each = FLIGHT_BYTES + size_of::<Part>();
         let bytes = frames + asks.len() * each + size_of_val(&keys[..]) + size_of::<InFlight>();
         Footprint { keys: (!is_of_all).then_some(keys), is_write, weight, bytes }
     }
