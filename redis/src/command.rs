@@ -10,7 +10,7 @@ use kv_protocol::placement::{Digest, Placement};
 
 use crate::ask::FreeFrames;
 use crate::client::{Client, Server};
-use crate::database;
+use crate::database::{self, StoredKey};
 use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::Reply;
@@ -151,7 +151,7 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// If the store cannot have such a key.
-    pub fn key(&self, at: usize) -> Result<Cow<'a, [u8]>, Error> {
+    pub fn key(&self, at: usize) -> Result<StoredKey<'a>, Error> {
         database::stored(self.client.database, self.args[at])
     }
 
@@ -159,7 +159,7 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// If the store cannot have such a key.
-    pub fn first_key(&self) -> Result<(Cow<'a, [u8]>, Digest), Error> {
+    pub fn first_key(&self) -> Result<(StoredKey<'a>, Digest), Error> {
         let key = self.key(1)?;
         let digest = match (&key, self.digest) {
             (Cow::Borrowed(_), Some(digest)) => digest,

@@ -19,11 +19,14 @@ pub const DATABASES: u8 = 16;
 /// The first bytes of the stored keys of all databases but the first.
 pub(crate) const MARK: &[u8; 3] = b"\0db";
 
+/// The stored form of a key. That of a key of database 0 needs no copy.
+pub type StoredKey<'a> = Cow<'a, [u8]>;
+
 /// Returns the stored form of a key.
 ///
 /// # Errors
 /// If the key is empty or too long, or if it is one of another database.
-pub fn stored(database: u8, key: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
+pub fn stored(database: u8, key: &[u8]) -> Result<StoredKey<'_>, Error> {
     let stored = match database {
         0 => Cow::Borrowed(key),
         number => Cow::Owned([&prefix(number)[..], key].concat()),

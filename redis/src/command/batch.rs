@@ -1,6 +1,5 @@
 //! Updates of many keys, as requests: one for each shard, or several where a limit requires it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kv_protocol::client_message::{REQUEST_FIXED_BYTES, Status};
@@ -10,10 +9,14 @@ use kv_protocol::update::{Action, UPDATE_FIXED_BYTES, Update};
 
 use crate::answer::Answer;
 use crate::ask::Ask;
+use crate::database::StoredKey;
+
+/// An action on a stored key.
+pub(super) type Item<'a> = (StoredKey<'a>, Action<'a>);
 
 /// Returns the requests that execute an action on each stored key. They may be executed in any order, so no key may
 /// occur twice unless the order does not matter.
-pub(super) fn requests(placement: Placement, items: &[(Cow<'_, [u8]>, Action<'_>)]) -> Vec<Ask> {
+pub(super) fn requests(placement: Placement, items: &[Item<'_>]) -> Vec<Ask> {
     if let [_] = items {
         return of_one_shard(items, &[0]);
     }
@@ -24,7 +27,7 @@ pub(super) fn requests(placement: Placement, items: &[(Cow<'_, [u8]>, Action<'_>
     places.values().flat_map(|indexes| of_one_shard(items, indexes)).collect()
 }
 
-fn of_one_shard(items: &[(Cow<'_, [u8]>, Action<'_>)], indexes: &[usize]) -> Vec<Ask> {
+fn of_one_shard(items: &[Item<'_>], indexes: &[usize]) -> Vec<Ask> {
     let mut asks = Vec::new();
     let mut batch: Vec<Update<'_>> = Vec::new();
     let (mut first, mut bytes) = (&[][..], 0);
@@ -79,7 +82,7 @@ mod tests {
     #[test]
     fn requests_respect_the_limits_and_the_shards() {
         let placement = Placement::new(3, 2);
-        let key = |index: usize| Cow::from(format!("key {index}").into_bytes());
+        let key = |index: usize| StoredKey::from(format!("key {index}").into_bytes());
         let items: Vec<_> = (0..20_000).map(|index| (key(index), Action::Delete)).collect();
         let asks = requests(placement, &items);
         assert_eq!(updates_of(&asks).iter().sum::<usize>(), items.len());

@@ -1,7 +1,5 @@
 //! Keys: whether they exist, their names, and what Redis shows of their values.
 
-use std::borrow::Cow;
-
 use kv_protocol::client_message::{Part, Status};
 use kv_protocol::eviction::Eviction;
 use kv_protocol::update::{Action, Precondition, Update};
@@ -12,7 +10,7 @@ use super::{
 };
 use crate::answer::Answer;
 use crate::ask::Ask;
-use crate::database::{self, DATABASES};
+use crate::database::{self, DATABASES, StoredKey};
 use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::Reply;
@@ -108,7 +106,7 @@ fn type_of(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> 
 }
 
 /// Returns the stored keys of a command with a source and a destination in this database.
-fn ends<'a>(context: &Context<'a>, database: u8) -> Result<(Cow<'a, [u8]>, Cow<'a, [u8]>), Error> {
+fn ends<'a>(context: &Context<'a>, database: u8) -> Result<(StoredKey<'a>, StoredKey<'a>), Error> {
     Ok((context.key(1)?, database::stored(database, context.args[2])?))
 }
 

@@ -1,6 +1,5 @@
 //! Many keys in one command.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kv_protocol::client_message::Part;
@@ -181,10 +180,7 @@ fn msetnx(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
 }
 
 /// Returns the stored keys with their new values. Of a key that occurs several times, the last value counts.
-fn pairs<'a>(
-    context: &Context<'a>,
-    command: &str,
-) -> Result<Vec<(Cow<'a, [u8]>, Action<'a>)>, Error> {
+fn pairs<'a>(context: &Context<'a>, command: &str) -> Result<Vec<batch::Item<'a>>, Error> {
     if context.args.len().is_multiple_of(2) {
         return Err(error::arity(command));
     }
