@@ -49,6 +49,18 @@ fn every_response_of_a_cluster_is_the_value_that_its_key_must_hold() {
 }
 
 #[test]
+fn a_fill_writes_every_key_of_every_shard() {
+    for line in ["--connections 50 --depth 16", "--connections 7 --threads 3"] {
+        let cluster = Cluster::builder().shards(2).start();
+        let target = format!("kv+wire://{}", cluster.endpoint());
+        let line = format!("--load --count 0 --keys 5000 --json {line}");
+        assert_eq!(json(&bench(&target, &line).with_code(0))["filled"], 5_000);
+        let dumps = cluster.stop();
+        assert_eq!(dumps.primary.iter().map(|dump| dump.entries.len()).sum::<usize>(), 5_000);
+    }
+}
+
+#[test]
 fn a_single_group_can_be_loaded() {
     let cluster = Cluster::start();
     let target = format!("kv://{}", cluster.endpoint());
