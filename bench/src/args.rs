@@ -43,15 +43,17 @@ const EXAMPLES: &str = "Examples:
 ///
 /// Targets: kv is a cluster of this store, accessed through the client library at the coordinator's
 /// address, with one thread for each connection. kv+wire is such a cluster over plain sockets, each to
-/// one shard. redis is Redis or Valkey. memcached is memcached. echo is kv-echo, a server that only
-/// returns bytes.
+/// one shard. kv+redis is such a cluster over the Redis protocol, with connections to all servers in
+/// turn. redis is Redis or Valkey, or a single server of this store. memcached is memcached. echo is
+/// kv-echo, a server that only returns bytes.
 ///
 /// Exit status: 0 if every operation succeeded and every response was correct, 1 if not, 2 for invalid
 /// usage.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-bench", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Store under load: kv://HOST:PORT, kv+wire://…, redis://…, memcached://… or echo://…
+    /// Store under load: kv://HOST:PORT, kv+wire://…, kv+redis://…, redis://…, memcached://… or
+    /// echo://…
     #[arg(short, long, value_name = "URL", value_parser = Target::parse)]
     target: Target,
     /// Percentage of operations that read; the others write. Fractions allowed.
@@ -103,9 +105,13 @@ pub(crate) struct Args {
     /// redis: after each batch of writes, wait until this many replicas have the writes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_REPLICAS as i64))]
     wait: Option<u32>,
-    /// kv, kv+wire: use only keys of this group, so that one server and its secondary do all the work.
+    /// kv, kv+wire, kv+redis: use only keys of this group, which one server and its secondary hold.
     #[arg(long, value_name = "N")]
     group: Option<u16>,
+    /// kv+redis: use on each connection only keys whose primary is its server, so that no command is forwarded to
+    /// another server.
+    #[arg(long)]
+    local: bool,
     /// kv+wire: the operation of the writes. First fill with put for put-if, and with add for add.
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     writes: WriteKind,
@@ -142,6 +148,8 @@ pub(crate) struct Plan {
     pub(crate) verifies: bool,
     pub(crate) replicas: u32,
     pub(crate) group: Option<GroupId>,
+    /// Whether each connection has only keys of its own server.
+    pub(crate) is_local: bool,
     pub(crate) server_pids: Vec<u32>,
     pub(crate) writes: WriteKind,
 }
@@ -201,7 +209,10 @@ impl Args {
             bail!("--wait applies only to redis://, not to {target}");
         }
         if self.group.is_some() && !target.is_kv() {
-            bail!("--group applies only to kv:// and kv+wire://, not to {target}");
+            bail!("--group applies only to kv://, kv+wire:// and kv+redis://, not to {target}");
+        }
+        if self.local && target.scheme != Scheme::KvRedis {
+            bail!("--local applies only to kv+redis://, not to {target}");
         }
         if self.verify && target.scheme == Scheme::Echo {
             bail!("--verify does not apply to {target}, which stores no values");
@@ -235,6 +246,7 @@ impl Args {
             verifies: self.verify,
             replicas: self.wait.unwrap_or(0),
             group: self.group.map(GroupId),
+            is_local: self.local,
             server_pids: self.server_pid.clone(),
             writes: self.writes,
         })
@@ -283,6 +295,8 @@ mod tests {
             ("-t redis://a:1 --threads 3 -c 2", "--threads"),
             ("-t kv://a:1 --wait 1", "--wait"),
             ("-t redis://a:1 --group 0", "--group"),
+            ("-t redis://a:1 --local", "--local"),
+            ("-t kv+redis://a:1 --wait 1", "--wait"),
             ("-t redis://a:1 --writes add", "--writes"),
             ("-t kv+wire://a:1 --writes add --verify", "--verify"),
             ("-t echo://a:1 --verify", "--verify"),

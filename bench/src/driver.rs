@@ -136,7 +136,20 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Begins the next operation of a lane that has room. Returns `None` when no more operations may begin.
+    /// Returns whether this phase writes every key once.
+    pub(crate) fn is_fill(&self) -> bool {
+        matches!(self.work, Work::Fill(_))
+    }
+
+    /// Returns whether this phase writes every key once, and all keys of all lists have been drawn.
+    pub(crate) fn is_filled(&self) -> bool {
+        let Work::Fill(drawn) = self.work else { return false };
+        let mut lists = drawn.iter().zip(&self.shared.keys.lists);
+        lists.all(|(drawn, list)| drawn.load(Ordering::Relaxed) >= list.len())
+    }
+
+    /// Begins the next operation of a lane that has room. Returns `None` when no more operations may begin: in this
+    /// phase, or in a fill on lanes of this list.
     pub(crate) fn begin(
         &mut self,
         lane: &mut Lane,

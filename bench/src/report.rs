@@ -33,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) writes: Figures,
     pub(crate) missing: u64,
     pub(crate) single_copies: u64,
+    /// kv+redis: the number of groups whose view changed during the run, or that had a single copy.
+    pub(crate) changed_groups: usize,
     pub(crate) failed: u64,
     pub(crate) first_failure: Option<String>,
     pub(crate) verified: bool,
@@ -139,6 +141,10 @@ impl Report {
             (self.behind, "operations were due but not begun at the end: the rate is too high"),
             (self.missing, "reads found no value (use --load to write all keys first)"),
             (self.single_copies, "writes have one copy: the cluster is degraded"),
+            (
+                self.changed_groups as u64,
+                "groups changed or have one copy: the cluster is degraded",
+            ),
             (self.failed, "operations failed"),
             (self.mismatched, "responses were wrong"),
         ];

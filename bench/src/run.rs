@@ -37,7 +37,8 @@ use crate::wire::resp::Resp;
 /// not fit the cluster.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let address = plan.target.resolve()?;
-    let needs_map = plan.target.scheme == Scheme::KvWire || plan.group.is_some();
+    let needs_map =
+        plan.group.is_some() || matches!(plan.target.scheme, Scheme::KvWire | Scheme::KvRedis);
     let map = if needs_map { Some(cluster_map::fetch(address)?) } else { None };
     let run = run_number();
     let shared = shared(plan, map.as_ref(), run)?;
@@ -64,6 +65,14 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
             let open = |at: usize| open_kv(plan, &map, at, places, run);
             over_sockets(plan, &shared, open)
         }
+        Scheme::KvRedis => {
+            let map = map.context("ask for the map")?;
+            let mut report = over_sockets(plan, &shared, |at| open_kv_redis(plan, &map, at))?;
+            // A reply of RESP does not tell the number of copies that a write has.
+            report.changed_groups =
+                cluster_map::changed_groups(&map, &cluster_map::fetch(address)?);
+            Ok(report)
+        }
         Scheme::Redis => {
             over_sockets(plan, &shared, plain(plan, address, || Resp::new(plan.replicas)))
         }
@@ -83,15 +92,14 @@ fn run_number() -> u32 {
 fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
     let Plan { keys, key_bytes, popularity, group, .. } = *plan;
     let keys = match map {
-        None => Keyspace::whole(keys, key_bytes, popularity),
-        Some(map) => {
+        Some(map) if plan.target.scheme == Scheme::KvWire || group.is_some() || plan.is_local => {
             let servers = map.servers.len();
             if let Some(group) = group.filter(|group| usize::from(group.0) >= servers) {
                 bail!("--group {group}: the cluster has groups 0 to {}", servers - 1);
             }
             let mut placement = map.placement();
-            if plan.target.scheme == Scheme::Kv {
-                // The library finds the shards itself, so one list is enough.
+            if plan.target.scheme != Scheme::KvWire {
+                // The library and the servers find the shards themselves, so a list for each group is enough.
                 placement = kv_protocol::placement::Placement::new(placement.servers(), 1)
                     .with_hash_tags(placement.hash_tags());
             }
@@ -100,6 +108,7 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
                 anyhow::anyhow!("no key is in shard {shard} of group {group}; use more --keys")
             })?
         }
+        _ => Keyspace::whole(keys, key_bytes, popularity),
     };
     let model = plan.verifies.then(|| Model::new(keys.bound as usize, run));
     Ok(Shared { keys, values: Values::new(plan.value_bytes.clone()), model, run })
@@ -132,11 +141,8 @@ fn open_kv(
     let list = at % places;
     let group = plan.group.map_or(list / shards, |group| usize::from(group.0));
     let shard = kv_protocol::ids::ShardId(u16::try_from(list % shards)?);
-    let view = map.views.get(group).with_context(|| format!("the map has no group {group}"))?;
-    let primary = view.primary.with_context(|| format!("group {group} has no primary now"))?;
-    let server = map.servers.get(usize::from(primary.server.0));
-    let address = server.and_then(|server| server.clients);
-    let address = address.with_context(|| format!("server {} has not started", primary.server))?;
+    let address = cluster_map::address(map, cluster_map::primary(map, group)?)?;
+    let view = &map.views[group];
     let client = ClientId((u128::from(run) << 64) | (at as u128 + 1));
     let (stream, welcome) = cluster_map::join(address, client, shard)?;
     let start = welcome.starts.iter().find(|start| start.group == view.group);
@@ -146,6 +152,18 @@ fn open_kv(
         Kv::new(view.version, begun, plan.writes),
         Lane::new(list, plan.depth),
     )?)
+}
+
+/// Opens connection number `at` of RESP. The connections are assigned to the servers in round-robin order, or with
+/// `--local` to the primaries of their keys.
+fn open_kv_redis(plan: &Plan, map: &Map, at: usize) -> anyhow::Result<Connection<Resp>> {
+    let servers = map.servers.len();
+    if plan.is_local && plan.group.is_none() && plan.connections < servers {
+        bail!("--connections {}: use at least {servers}, one for each server", plan.connections);
+    }
+    let (list, server) = cluster_map::resp_place(map, at, plan.group, plan.is_local)?;
+    let stream = cluster_map::connect(cluster_map::address(map, server)?)?;
+    Ok(Connection::new(stream, Resp::new(0), Lane::new(list, plan.depth))?)
 }
 
 /// Opens all connections, distributes them among the threads, and executes the plan.

@@ -96,6 +96,7 @@ pub(crate) fn run<W: Wire>(
             }
         }
         is_over |= now_ns >= state.driver.control.end_ns || state.driver.control.is_aborted();
+        is_over |= state.driver.is_filled();
         if is_over {
             drain_until = drain_until.min(now_ns.saturating_add(DRAIN_NS));
             if state.connections.iter().all(|connection| connection.lane.is_idle()) {
@@ -154,7 +155,8 @@ fn wait(epoll: &OwnedFd, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
 }
 
 impl<W: Wire> Loop<'_, '_, W> {
-    /// Begins operations on a connection while it has room, and sends them. Returns false when no more may begin.
+    /// Begins operations on a connection while it has room, and sends them. Returns false when no more may begin on any
+    /// connection.
     fn refill(&mut self, at: usize) -> anyhow::Result<bool> {
         let connection = &mut self.connections[at];
         let mut may_begin = true;
@@ -170,7 +172,8 @@ impl<W: Wire> Loop<'_, '_, W> {
             }
         }
         self.flush(at)?;
-        Ok(may_begin)
+        // In a fill, the keys of other connections may not all be drawn.
+        Ok(may_begin || self.driver.is_fill())
     }
 
     /// Begins the operations that are due, on the connections in turn. Returns false when no more may begin.

@@ -12,6 +12,8 @@ pub(crate) enum Scheme {
     Kv,
     /// A cluster of this store over plain sockets. It costs the generator as little CPU time as the other schemes.
     KvWire,
+    /// A cluster of this store over RESP, with connections to all servers.
+    KvRedis,
     /// Redis, Valkey and other servers with the protocol RESP.
     Redis,
     /// Memcached's text protocol.
@@ -21,9 +23,10 @@ pub(crate) enum Scheme {
 }
 
 /// All schemes with their names.
-const SCHEMES: [(&str, Scheme); 5] = [
+const SCHEMES: [(&str, Scheme); 6] = [
     ("kv", Scheme::Kv),
     ("kv+wire", Scheme::KvWire),
+    ("kv+redis", Scheme::KvRedis),
     ("redis", Scheme::Redis),
     ("memcached", Scheme::Memcached),
     ("echo", Scheme::Echo),
@@ -42,8 +45,8 @@ impl Target {
     pub(crate) fn parse(text: &str) -> Result<Target, String> {
         let wrong = || {
             format!(
-                "unknown target `{text}` (expected kv://HOST:PORT, kv+wire://…, redis://…, \
-                 memcached://… or echo://…)"
+                "unknown target `{text}` (expected kv://HOST:PORT, kv+wire://…, \
+                 kv+redis://…, redis://…, memcached://… or echo://…)"
             )
         };
         let (name, endpoint) = text.split_once("://").ok_or_else(wrong)?;
@@ -69,7 +72,7 @@ impl Target {
 
     /// Returns whether the target is a cluster of this store.
     pub(crate) fn is_kv(&self) -> bool {
-        matches!(self.scheme, Scheme::Kv | Scheme::KvWire)
+        matches!(self.scheme, Scheme::Kv | Scheme::KvWire | Scheme::KvRedis)
     }
 
     /// Resolves the address; the first one if there are several.
@@ -97,6 +100,7 @@ mod tests {
         for (text, scheme) in [
             ("kv://localhost:7000,[::1]:7001", Scheme::Kv),
             ("kv+wire://localhost:7000", Scheme::KvWire),
+            ("kv+redis://localhost:7000", Scheme::KvRedis),
             ("redis://127.0.0.1:6379", Scheme::Redis),
             ("memcached://127.0.0.1:11211", Scheme::Memcached),
             ("echo://[::1]:1", Scheme::Echo),

@@ -27,16 +27,19 @@ fn json(ended: &Ended) -> Value {
 fn every_response_of_a_cluster_is_the_value_that_its_key_must_hold() {
     let cluster = Cluster::builder().shards(2).start();
     let pids = cluster.server_pids().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    for (scheme, connections) in [("kv", 4), ("kv+wire", 6)] {
+    for (scheme, connections, local) in
+        [("kv", 4, ""), ("kv+wire", 6, ""), ("kv+redis", 4, ""), ("kv+redis", 4, "--local")]
+    {
         let target = format!("{scheme}://{}", cluster.endpoint());
         let line = format!(
             "--load --verify --keys 500 --reads 50 --distribution zipf --value-size 12-2KiB \
-             --connections {connections} --depth 8 --warm-up 0.1 --count 5000 --json --server-pid {pids}"
+             --connections {connections} --depth 8 --warm-up 0.1 --count 5000 --json {local} \
+             --server-pid {pids}"
         );
         let report = json(&bench(&target, &line).with_code(0));
         assert_eq!(report["operations"], 5_000, "{report}");
         assert_eq!(report["filled"], 500, "{report}");
-        for nothing in ["missing", "failed", "mismatched", "single_copies"] {
+        for nothing in ["missing", "failed", "mismatched", "single_copies", "changed_groups"] {
             assert_eq!(report[nothing], 0, "{nothing} in {report}");
         }
         for some in ["per_second", "server_cpu_us", "generator_cpu_us"] {
@@ -49,12 +52,30 @@ fn every_response_of_a_cluster_is_the_value_that_its_key_must_hold() {
 }
 
 #[test]
+fn a_fill_writes_every_key_of_every_shard() {
+    for line in ["--connections 50 --depth 16", "--connections 7 --threads 3"] {
+        let cluster = Cluster::builder().shards(2).start();
+        let target = format!("kv+wire://{}", cluster.endpoint());
+        let line = format!("--load --count 0 --keys 5000 --json {line}");
+        assert_eq!(json(&bench(&target, &line).with_code(0))["filled"], 5_000);
+        let dumps = cluster.stop();
+        assert_eq!(dumps.primary.iter().map(|dump| dump.entries.len()).sum::<usize>(), 5_000);
+    }
+}
+
+#[test]
 fn a_single_group_can_be_loaded() {
     let cluster = Cluster::start();
     let target = format!("kv://{}", cluster.endpoint());
     let line = "--load --verify --keys 200 --group 1 --connections 2 --count 500 --warm-up 0 --csv";
     let ended = bench(&target, line).with_code(0);
     assert_eq!(ended.lines().len(), 2, "{ended:#?}");
+    let by_redis = format!("kv+redis://{}", cluster.endpoint());
+    let line =
+        "--reads 100 --keys 200 --group 1 --local --connections 2 --count 500 --warm-up 0 --json";
+    assert_eq!(json(&bench(&by_redis, line).with_code(0))["missing"], 0);
+    let ended = bench(&by_redis, "--local --connections 2 --count 1").with_code(1);
+    assert!(ended.stderr.contains("use at least 3"), "{}", ended.stderr);
     let ended = bench(&target, "--group 3 --count 1").with_code(1);
     assert!(ended.stderr.contains("groups 0 to 2"), "{}", ended.stderr);
     let dumps = cluster.stop();

@@ -9,16 +9,14 @@ use super::machine::Placement;
 use super::sides::Who;
 
 /// The parts of the comparison.
-const PARTS: [&str; 7] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7"];
-/// The parts that consist of cells.
-pub(super) const CELL_PARTS: [&str; 5] = ["P1", "P2", "P3", "P4", "P5"];
+const PARTS: [&str; 8] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P13"];
 /// The maximum number of bytes of values that P5 stores at one side. It limits the number of keys for large values.
 const DATA_BYTES: u64 = 512 << 20;
 
 /// Returns the requested parts, or all parts if none is requested.
 pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     if let Some(unknown) = only.iter().find(|name| !PARTS.contains(&name.as_str())) {
-        bail!("--only {unknown}: unknown part (expected P1 to P7)");
+        bail!("--only {unknown}: unknown part (expected P1 to P7 or P13)");
     }
     let is_asked = |part: &&str| only.is_empty() || only.iter().any(|name| name == part);
     Ok(PARTS.into_iter().filter(is_asked).collect())
@@ -31,7 +29,7 @@ pub(super) struct Effort {
     pub(super) pairs: u32,
     pub(super) span: Duration,
     pub(super) warm_up: Duration,
-    /// Keys of P1 to P4.
+    /// Keys of P1 to P4 and P13.
     pub(super) keys: u64,
     /// Keys of P5 if the values are small.
     mixed_keys: u64,
@@ -39,6 +37,8 @@ pub(super) struct Effort {
     pub(super) entries: u64,
     /// Keys of P7, before and after growth.
     pub(super) growth: (u64, u64),
+    /// Idle connections of P13.
+    pub(super) idle: u32,
 }
 
 impl Effort {
@@ -54,6 +54,7 @@ impl Effort {
                 mixed_keys: 1_000,
                 entries: 20_000,
                 growth: (1_000, 20_000),
+                idle: 500,
             },
             false => Effort {
                 is_quick: false,
@@ -64,6 +65,7 @@ impl Effort {
                 mixed_keys: 1_000_000,
                 entries: 5_000_000,
                 growth: (least, args.most_keys),
+                idle: 10_000,
             },
         }
     }
@@ -109,10 +111,12 @@ impl Metric {
     }
 }
 
-/// A bound on the ratio of this store's figure to another side's.
+/// A bound on the ratio of one of this store's figures to another side's.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(super) struct Goal {
     pub(super) metric: Metric,
+    /// This store's side.
+    pub(super) ours: Who,
     pub(super) against: Who,
     pub(super) bound: Bound,
 }
@@ -143,11 +147,11 @@ impl std::fmt::Display for Bound {
 }
 
 fn at_least(metric: Metric, against: Who, bound: f64) -> Goal {
-    Goal { metric, against, bound: Bound::AtLeast(bound) }
+    Goal { metric, ours: Who::Kv, against, bound: Bound::AtLeast(bound) }
 }
 
 fn at_most(metric: Metric, against: Who, bound: f64) -> Goal {
-    Goal { metric, against, bound: Bound::AtMost(bound) }
+    Goal { metric, ours: Who::Kv, against, bound: Bound::AtMost(bound) }
 }
 
 /// Returns all cells of these parts.
@@ -209,6 +213,7 @@ pub(super) fn cells(parts: &[&str], effort: &Effort) -> Vec<Cell> {
                 );
             }
             "P5" => mixed(effort, &mut cells),
+            "P13" => resp(effort, &mut cells),
             _ => {}
         }
     }
@@ -284,15 +289,48 @@ fn mixed(effort: &Effort, cells: &mut Vec<Cell>) {
     }
 }
 
+/// Adds the cells of Redis clients.
+fn resp(effort: &Effort, cells: &mut Vec<Cell>) {
+    let per_cpu =
+        |ours, against, bound| Goal { ours, ..at_least(Metric::PerServerCpu, against, bound) };
+    for depth in [1, 16] {
+        for (reads, name) in [(0, "SET"), (100, "GET")] {
+            let mut goals = Vec::new();
+            if reads == 0 {
+                goals.push(per_cpu(Who::Resp, Who::Redis, 1.5));
+                goals.push(per_cpu(Who::Resp, Who::Valkey, 1.2));
+            } else {
+                goals.push(per_cpu(Who::RespLocal, Who::Native, 0.6));
+                if depth == 16 {
+                    goals.push(per_cpu(Who::Resp, Who::Redis, 0.9));
+                }
+            }
+            cells.push(Cell {
+                part: "P13",
+                name: format!("{name} of Redis clients, 64 B, 50 connections, depth {depth}"),
+                placement: Placement::Apart,
+                sides: vec![Who::Native, Who::RespLocal, Who::Resp, Who::Redis, Who::Valkey],
+                keys: effort.keys,
+                value_bytes: 64,
+                reads,
+                connections: 50,
+                depth,
+                popularity: "uniform",
+                goals,
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_unknown_part_is_rejected() {
-        assert!(parts(&["P9".to_owned()]).unwrap_err().to_string().contains("P1 to P7"));
+        assert!(parts(&["P9".to_owned()]).unwrap_err().to_string().contains("P1 to P7 or P13"));
         assert_eq!(parts(&["P3".to_owned(), "P1".to_owned()]).unwrap(), ["P1", "P3"]);
-        assert_eq!(parts(&[]).unwrap().len(), 7);
+        assert_eq!(parts(&[]).unwrap().len(), 8);
     }
 
     #[test]
@@ -301,8 +339,9 @@ mod tests {
         for line in [&["kv-compare"][..], &["kv-compare", "--quick"]] {
             let effort = Effort::new(&Args::parse_from(line));
             for cell in cells(&PARTS, &effort) {
-                assert!(cell.sides.contains(&Who::Kv) && !cell.goals.is_empty());
-                assert!(cell.goals.iter().all(|goal| cell.sides.contains(&goal.against)));
+                assert!(!cell.goals.is_empty());
+                let named = cell.goals.iter().flat_map(|goal| [goal.ours, goal.against]);
+                named.for_each(|who| assert!(cell.sides.contains(&who), "{who:?}"));
             }
         }
     }

@@ -1,14 +1,11 @@
 //! The parts P6 (memory per entry) and P7 (latencies before, during and after the growth of tables).
 
-use std::path::Path;
-
 use super::grid::Effort;
-use super::machine::{Hardware, Placement};
+use super::machine::Placement;
 use super::process::resident_bytes;
 use super::report::{Growth, Measured, Memory};
 use super::sides::{Ground, Who};
 use super::turns::{bench, fill};
-use super::{Args, Programs};
 
 /// Bytes of a value.
 const VALUE_BYTES: u64 = 64;
@@ -17,13 +14,9 @@ const VALUE_BYTES: u64 = 64;
 pub(super) fn run(
     parts: &[&str],
     effort: &Effort,
-    args: &Args,
-    programs: &Programs,
-    machine: &Hardware,
-    dir: &Path,
+    ground: &Ground<'_>,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
-    let ground = Ground { args, programs, machine, dir };
     // The quick run only shows that the measurement works, so one side is enough.
     let all = [Who::Kv, Who::Redis, Who::Valkey];
     for &who in &all[..if effort.is_quick { 1 } else { all.len() }] {
@@ -42,10 +35,10 @@ pub(super) fn run(
             continue;
         }
         if parts.contains(&"P6") {
-            measured.memory.push(memory(&ground, effort, who)?);
+            measured.memory.push(memory(ground, effort, who)?);
         }
         if parts.contains(&"P7") {
-            measured.growth.push(growth(&ground, effort, who)?);
+            measured.growth.push(growth(ground, effort, who)?);
         }
     }
     Ok(())

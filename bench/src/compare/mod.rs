@@ -5,14 +5,16 @@
 //!   machine     processor, kernel, cores
 //!   sides       the compared systems: this store with each engine, its peers, and kv-echo (bare ring, bare chain)
 //!     process     children: pinned, killed by pid, reaped even if the run fails
-//!   grid        the cells (P1 to P5) and the goals
+//!   grid        the cells (P1 to P5, P13) and the goals
 //!   turns       A B A B …: every cell, with kv-bench as a child process on its own cores
 //!   growth      P6 and P7: memory per entry, and growing tables
+//!   idle        P13: memory of an idle connection
 //!   report      Markdown and JSON, with one line for each goal
 //! ```
 
 mod grid;
 mod growth;
+mod idle;
 mod machine;
 mod process;
 mod report;
@@ -41,7 +43,7 @@ pub(crate) struct Args {
     /// Perform only one short run of each system in small cells, to check that the comparison works.
     #[arg(long)]
     quick: bool,
-    /// Measure only these parts: P1 to P7.
+    /// Measure only these parts: P1 to P7, P13.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<String>,
     /// Runs of each system in every cell.
@@ -135,12 +137,22 @@ fn measure(
     measured: &mut report::Measured,
 ) -> anyhow::Result<()> {
     let effort = grid::Effort::new(args);
-    if parts.iter().any(|part| grid::CELL_PARTS.contains(part)) {
-        let sides = sides::Sides::start(args, programs, machine, dir)?;
-        measured.sides = sides.describe();
-        turns::run(parts, &effort, programs, machine, &sides, measured)?;
+    let ground = sides::Ground { args, programs, machine, dir };
+    if parts.contains(&"P13") {
+        idle::check(&effort)?;
     }
-    growth::run(parts, &effort, args, programs, machine, dir, measured)
+    let cells = grid::cells(parts, &effort);
+    if !cells.is_empty() {
+        let asked: Vec<sides::Who> = cells.iter().flat_map(|cell| cell.sides.clone()).collect();
+        let sides = sides::Sides::start(&ground, &asked)?;
+        measured.sides = sides.describe();
+        turns::run(cells, &effort, programs, machine, &sides, measured)?;
+    }
+    growth::run(parts, &effort, &ground, measured)?;
+    match parts.contains(&"P13") {
+        true => idle::run(&effort, &ground, measured),
+        false => Ok(()),
+    }
 }
 
 /// Runs the program `kv-compare`.

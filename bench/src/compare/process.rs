@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The timeout of a server's start.
@@ -119,6 +119,19 @@ pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     Ok(kib.with_context(|| format!("process {pid} reports no VmRSS"))? << 10)
 }
 
+/// Allows this process, and its later children, this many descriptors.
+pub(super) fn allow_descriptors(needed: u64) -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if limit.maximum.is_some_and(|most| most < needed) {
+        bail!("this program needs {needed} descriptors; raise the hard limit (ulimit -Hn)");
+    }
+    limit.current = Some(needed);
+    setrlimit(Resource::Nofile, limit).context("raise the limit of descriptors")
+}
+
 /// Returns a port of the loopback address that is unused now.
 pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
@@ -138,5 +151,20 @@ pub(super) fn wait_for<T>(
             bail!("timed out after {TIMEOUT:?} waiting for {what}");
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_descriptors_than_the_hard_limit_are_refused() {
+        let limit = getrlimit(Resource::Nofile);
+        allow_descriptors(limit.current.unwrap_or(1_024)).unwrap();
+        if let Some(most) = limit.maximum {
+            let refused = allow_descriptors(most + 1).unwrap_err().to_string();
+            assert!(refused.contains("ulimit -Hn"), "{refused}");
+        }
     }
 }

@@ -20,6 +20,11 @@ const MOST_GROWTH: f64 = 1.3;
 /// The goal of P7 for writes: the longest write while tables grow, in microseconds.
 const LONGEST_STALL_US: f64 = 2_000.0;
 
+/// The goal of P13 for memory: the maximum number of bytes of an idle connection.
+const MOST_IDLE_BYTES: f64 = 1_024.0;
+/// The name of the Redis protocol in [`Idle::protocol`].
+pub(super) const RESP: &str = "RESP";
+
 /// One cell with all its runs.
 #[derive(Debug)]
 pub(super) struct CellResult {
@@ -50,6 +55,15 @@ pub(super) struct Growth {
     pub(super) filling: Figures,
 }
 
+/// The memory of an idle connection to a server of a side.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(super) struct Idle {
+    pub(super) who: Who,
+    pub(super) protocol: &'static str,
+    pub(super) connections: u32,
+    pub(super) bytes: f64,
+}
+
 /// All results.
 #[derive(Debug)]
 pub(super) struct Measured {
@@ -60,6 +74,7 @@ pub(super) struct Measured {
     pub(super) cells: Vec<CellResult>,
     pub(super) memory: Vec<Memory>,
     pub(super) growth: Vec<Growth>,
+    pub(super) idle: Vec<Idle>,
 }
 
 /// Median, minimum and maximum of some numbers.
@@ -93,7 +108,7 @@ impl CellResult {
     /// Returns the spread of the ratios of this store's figure to the other side's, run by run. `None` if one of the
     /// sides was not measured.
     fn ratio(&self, goal: &Goal) -> Option<Spread> {
-        let (ours, theirs) = (self.turns.get(&Who::Kv)?, self.turns.get(&goal.against)?);
+        let (ours, theirs) = (self.turns.get(&goal.ours)?, self.turns.get(&goal.against)?);
         let ratio = |(ours, theirs)| {
             Some(figure(ours, goal.metric)? / figure(theirs, goal.metric)?.max(1e-9))
         };
@@ -124,6 +139,7 @@ impl Measured {
             cells: Vec::new(),
             memory: Vec::new(),
             growth: Vec::new(),
+            idle: Vec::new(),
         }
     }
 
@@ -132,9 +148,13 @@ impl Measured {
         for result in &self.cells {
             let Cell { part, name, placement, .. } = &result.cell;
             for goal in &result.cell.goals {
-                let Goal { metric, against, bound } = goal;
+                let Goal { metric, ours, against, bound } = goal;
+                let whose = match ours {
+                    Who::Kv => String::new(),
+                    ours => format!("{}, ", ours.name()),
+                };
                 let what = format!(
-                    "{part} {name} ({}): {} {bound} × {}",
+                    "{part} {name} ({}): {whose}{} {bound} × {}",
                     placement.name(),
                     metric.name(),
                     against.name()
@@ -178,6 +198,18 @@ impl Measured {
                 told: format!("{} µs, one run", micros(longest)),
             });
         }
+        for idle in self.idle.iter().filter(|idle| idle.protocol == RESP) {
+            let Idle { who, connections, bytes, .. } = idle;
+            verdicts.push(Verdict {
+                goal: format!(
+                    "P13 {}: bytes for an idle connection of RESP {}",
+                    who.name(),
+                    Bound::AtMost(MOST_IDLE_BYTES)
+                ),
+                is_reached: Some(*bytes <= MOST_IDLE_BYTES),
+                told: format!("{bytes:.0} B, {connections} connections, one run"),
+            });
+        }
         verdicts
     }
 
@@ -207,10 +239,18 @@ impl Measured {
                  which a write had one copy is repeated; the number of repeated runs is given. Server \
                  CPU is the CPU time per operation of the primary and its replica together (one \
                  process with memcached and the bare ring).\n";
+        if self.cells.iter().any(|result| result.cell.part == "P13") {
+            text += "\nIn P13, the keys are in all groups of this store, and connections are made to its three \
+                     servers in turn. Server CPU is that of these servers and their coordinator. *All groups* is \
+                     kv+wire, with each connection to the shard of its keys; *keys of the server* and *any key* \
+                     are kv+redis with and without `--local`. A SET of this store needs no WAIT. A run \
+                     during which a view changed is repeated.\n";
+        }
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }
         self.write_growth(&mut text);
+        self.write_idle(&mut text);
         text += "\n## Goals\n\n";
         for Verdict { goal, is_reached, told } in self.verdicts() {
             let word = match is_reached {
@@ -287,6 +327,18 @@ impl Measured {
         }
     }
 
+    fn write_idle(&self, text: &mut String) {
+        if !self.idle.is_empty() {
+            *text += "\n## P13: memory of an idle connection\n\nGrowth of the resident memory of one server, \
+                      after each connection has read a value (RESP: a value of each group, so that \
+                      commands were forwarded). Another tenth of the connections was opened before.\n\n\
+                      | | protocol | connections | bytes |\n|---|---|---|---|\n";
+        }
+        for Idle { who, protocol, connections, bytes } in &self.idle {
+            let _ = writeln!(text, "| {} | {protocol} | {connections} | {bytes:.0} |", who.name());
+        }
+    }
+
     /// Renders the report in JSON, with every run.
     pub(super) fn json(&self) -> anyhow::Result<String> {
         let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
@@ -333,6 +385,7 @@ impl Measured {
             "cells": cells,
             "memory": self.memory,
             "growth": self.growth,
+            "idle": self.idle,
             "verdicts": verdicts,
         });
         Ok(serde_json::to_string_pretty(&all)?)
@@ -342,6 +395,36 @@ impl Measured {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn turn(server_cpu_us: f64) -> Vec<Report> {
+        vec![Report { server_cpu_us: Some(server_cpu_us), ..Report::default() }]
+    }
+
+    #[test]
+    fn a_goal_compares_the_two_sides_that_it_names() {
+        use clap::Parser as _;
+        let effort = super::super::grid::Effort::new(&Args::parse_from(["kv-compare", "--quick"]));
+        let cells = super::super::grid::cells(&["P13"], &effort);
+        let cell = cells.into_iter().find(|cell| cell.reads == 0).expect("a cell of SETs");
+        let turns = [(Who::Native, turn(1.0)), (Who::Resp, turn(4.0)), (Who::Redis, turn(6.0))];
+        let turns = BTreeMap::from(turns);
+        let result = CellResult { cell, turns, repeated: 0, arguments: String::new() };
+        let ratio = |goal: &Goal| result.ratio(goal).map(|ratio| ratio.median);
+        let ratios: Vec<_> = result.cell.goals.iter().map(ratio).collect();
+        assert_eq!(ratios, [Some(1.5), None], "Redis was measured, Valkey was not");
+    }
+
+    #[test]
+    fn the_goal_of_idle_connections_is_for_those_of_redis_clients() {
+        use clap::Parser as _;
+        let machine = Hardware::look().unwrap();
+        let mut measured = Measured::new(&Args::parse_from(["kv-compare"]), &machine);
+        for (protocol, bytes) in [("native", 900.0), (RESP, 1_024.0), (RESP, 1_025.0)] {
+            measured.idle.push(Idle { who: Who::Kv, protocol, connections: 10, bytes });
+        }
+        let reached: Vec<_> = measured.verdicts().iter().map(|v| v.is_reached).collect();
+        assert_eq!(reached, [Some(true), Some(false)]);
+    }
 
     #[test]
     fn a_spread_has_the_median_the_minimum_and_the_maximum() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kv_protocol::status::{ClusterStatus, GroupCondition};
 use rustix::process::Signal;
 
@@ -22,6 +22,12 @@ pub(crate) enum Who {
     Kv,
     /// This store with `--net epoll`, the engine for systems without io_uring.
     Epoll,
+    /// The cluster of [`Who::Kv`], accessed by its own protocol, with keys of all groups.
+    Native,
+    /// The same cluster over RESP. Each connection sends only keys of its server.
+    RespLocal,
+    /// The same cluster over RESP. Each connection sends keys of all groups.
+    Resp,
     Redis,
     Valkey,
     Memcached,
@@ -32,16 +38,43 @@ pub(crate) enum Who {
 }
 
 impl Who {
+    /// All sides. A side that uses the processes of another one comes after it.
+    pub(super) const ALL: [Who; 10] = [
+        Who::Kv,
+        Who::Epoll,
+        Who::Native,
+        Who::RespLocal,
+        Who::Resp,
+        Who::Redis,
+        Who::Valkey,
+        Who::Memcached,
+        Who::Ring,
+        Who::Chain,
+    ];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Who::Kv => "this store",
             Who::Epoll => "this store, epoll",
+            Who::Native => "this store, all groups",
+            Who::RespLocal => "this store, RESP, keys of the server",
+            Who::Resp => "this store, RESP, any key",
             Who::Redis => "Redis",
             Who::Valkey => "Valkey",
             Who::Memcached => "memcached",
             Who::Ring => "bare ring",
             Who::Chain => "bare chain",
         }
+    }
+
+    /// Returns the side whose processes this side uses too.
+    fn host(self) -> Option<Who> {
+        matches!(self, Who::Native | Who::RespLocal | Who::Resp).then_some(Who::Kv)
+    }
+
+    /// Returns the side that stores the same keys in the same processes.
+    pub(super) fn holder(self) -> Who {
+        if self.host().is_some() { Who::Native } else { self }
     }
 }
 
@@ -59,6 +92,23 @@ pub(super) struct Side {
     dir: Option<PathBuf>,
     // The processes of the side. They are dropped before the directory is searched for remaining processes.
     processes: Vec<Kept>,
+}
+
+impl Side {
+    /// Returns this side's processes as another side. The CPU time of all of them counts.
+    fn view(&self, who: Who) -> Side {
+        let address = self.url.split_once("://").map_or(self.url.as_str(), |(_, address)| address);
+        let scheme = if who == Who::Native { "kv+wire" } else { "kv+redis" };
+        Side {
+            who,
+            version: format!("the processes of {}", self.who.name()),
+            url: format!("{scheme}://{address}"),
+            pids: self.pids.iter().chain(&self.others).copied().collect(),
+            others: Vec::new(),
+            dir: None,
+            processes: Vec::new(),
+        }
+    }
 }
 
 impl Drop for Side {
@@ -87,18 +137,16 @@ pub(super) struct Ground<'a> {
 }
 
 impl Sides {
-    /// Starts all installed sides.
-    pub(super) fn start(
-        args: &Args,
-        programs: &Programs,
-        machine: &Hardware,
-        dir: &Path,
-    ) -> anyhow::Result<Sides> {
-        let ground = Ground { args, programs, machine, dir };
+    /// Starts all installed sides among these, and the sides whose processes they use.
+    pub(super) fn start(ground: &Ground<'_>, asked: &[Who]) -> anyhow::Result<Sides> {
         let mut sides = Sides { running: Vec::new(), absent: Vec::new() };
-        for who in
-            [Who::Kv, Who::Epoll, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring, Who::Chain]
-        {
+        let is_used = |who: &Who| asked.iter().any(|a| a == who || a.host() == Some(*who));
+        for who in Who::ALL.into_iter().filter(is_used) {
+            if let Some(host) = who.host().and_then(|host| sides.get(host)) {
+                let side = host.view(who);
+                sides.running.push(side);
+                continue;
+            }
             match ground.missing(who) {
                 Some(why) => {
                     // Standard error may be closed; the report carries the same information.
@@ -153,7 +201,13 @@ impl Ground<'_> {
             Who::Redis => Some(&self.args.redis),
             Who::Valkey => Some(&self.args.valkey),
             Who::Memcached => Some(&self.args.memcached),
-            Who::Kv | Who::Epoll | Who::Ring | Who::Chain => None,
+            Who::Kv
+            | Who::Epoll
+            | Who::Native
+            | Who::RespLocal
+            | Who::Resp
+            | Who::Ring
+            | Who::Chain => None,
         }
     }
 
@@ -188,6 +242,9 @@ impl Ground<'_> {
     pub(super) fn start(&self, who: Who) -> anyhow::Result<Side> {
         let side = match who {
             Who::Kv | Who::Epoll => self.start_cluster(who),
+            Who::Native | Who::RespLocal | Who::Resp => {
+                Err(anyhow!("it has no processes of its own"))
+            }
             Who::Redis | Who::Valkey => self.start_resp(who),
             Who::Memcached => self.start_memcached(),
             Who::Ring => self.start_echoes(1),
