@@ -45,6 +45,7 @@ mod forgetting;
 mod frozen;
 mod inspect;
 mod install;
+mod key_list;
 mod lease;
 mod memory;
 #[cfg(feature = "mutations")]

@@ -20,8 +20,8 @@ use std::time::Duration;
 use kv_protocol::control_message::FlushReport;
 use kv_protocol::ids::{OrderId, SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::BATCH_TARGET_BYTES;
-use kv_protocol::placement::Digest;
 
+use super::key_list::KeyList;
 use super::pending::More;
 use super::{Replica, Responses};
 use crate::table::WalkCursor;
@@ -98,27 +98,24 @@ impl Replica {
 
     /// Returns the removals of the entries from a cursor on, and the cursor of the next page.
     fn page_of_removals(&self, cursor: WalkCursor) -> (Box<More>, Option<WalkCursor>) {
-        let mut keys: Vec<Box<[u8]>> = Vec::new();
-        let mut bytes = 0;
+        let mut keys = KeyList::default();
         let next = self.table.walk_while(cursor, |entry| {
-            bytes += entry.key.len();
-            keys.push(entry.key.into());
-            match keys.len() < REMOVALS_MAX && bytes < BATCH_TARGET_BYTES {
+            keys.push(entry.key);
+            match keys.count() < REMOVALS_MAX && keys.bytes() < BATCH_TARGET_BYTES {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         });
         let mut page = Box::<More>::default();
         let log = self.primary().map(|primary| &primary.sender.log);
-        for key in keys {
-            let digest = Digest::of(&key);
-            let hash = self.hash_of(digest, &key);
+        keys.for_each(|digest, key| {
+            let hash = self.hash_of(digest, key);
             // An entry that a pending write removes needs no removal. One that a pending write replaces does.
-            let newest = log.and_then(|log| log.newest_change(&self.table, hash, &key));
+            let newest = log.and_then(|log| log.newest_change(&self.table, hash, key));
             if newest.is_none_or(|newest| newest.entry.is_some()) {
-                page.remove(digest, hash, &key);
+                page.remove(digest, hash, key);
             }
-        }
+        });
         (page, next)
     }
 }
