@@ -315,6 +315,11 @@ impl Arena {
         Evacuated { emptied, fresh, moved_bytes }
     }
 
+    /// Returns the number of chunks that the evacuation in progress has emptied.
+    pub fn emptied_chunks(&self) -> usize {
+        self.evacuation.as_ref().map_or(0, |evacuation| evacuation.emptied)
+    }
+
     /// Records that a chunk has become empty. If it was being emptied, it counts as emptied.
     pub(super) fn note_emptied(&mut self, chunk: u32) {
         if let Some(evacuation) = &mut self.evacuation

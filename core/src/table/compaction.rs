@@ -29,6 +29,9 @@ const HELD_BEYOND_LIMIT: u64 = 50;
 /// chunks that are seven eighths full fits in seven full ones.
 const MOVED_IN_VAIN_CHUNKS: usize = 8;
 
+/// The share of a step's budget of bytes that the release of an emptied chunk takes.
+const EMPTIED_CHUNK_BYTES: usize = 16 << 10;
+
 /// The limits of one step. A step ends when one of them is reached, and may exceed it by the entries of one hash or the
 /// slots of one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,8 +243,10 @@ impl Table {
         directory.relocate(arena, from, budget, |arena, handle| {
             // SAFETY: the handle of a linked entry, whose value is complete. Only its slot, the record of its pins and
             // the list of its deadline refer to it, and all of them get the new handle.
+            let emptied = arena.emptied_chunks();
             let moved = unsafe { entry::relocate(arena, handle, None) };
             let Some((moved, bytes)) = moved else { return Relocated::NoRoom };
+            let bytes = bytes + (arena.emptied_chunks() - emptied) * EMPTIED_CHUNK_BYTES;
             pins.follow(handle, moved);
             // SAFETY: the handle of a linked entry.
             if unsafe { entry::deadline(arena, moved) }.is_some() {

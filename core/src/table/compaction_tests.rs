@@ -282,6 +282,32 @@ fn a_step_moves_no_more_than_its_budget_and_one_entry() {
 }
 
 #[test]
+fn a_step_releases_few_chunks_also_if_each_holds_little() {
+    let mut bounded = Bounded::new();
+    while bounded.put_new(600) {}
+    let each_chunk = bounded.next_key / LIMIT_CHUNKS as u64;
+    for key in 1..bounded.next_key {
+        if key % each_chunk != 0 {
+            bounded.remove(key);
+        }
+    }
+    let (mut most, mut all) = (0, 0);
+    loop {
+        let before = bounded.table.reserved_bytes();
+        let has_more = bounded.table.compact_step(Pressure::Short, CompactionBudget::BACKGROUND);
+        let released = before.saturating_sub(bounded.table.reserved_bytes()) / CHUNK_BYTES;
+        (most, all) = (most.max(released), all + released);
+        if !has_more {
+            break;
+        }
+    }
+    // The budget of bytes is that of two chunks, and the last entry may exceed it.
+    assert!(most <= 3, "{most} chunks were released in one step");
+    assert!(all > LIMIT_CHUNKS / 2, "{all} chunks were released");
+    bounded.check();
+}
+
+#[test]
 fn staged_entries_move_with_their_partial_values() {
     let mut bounded = Bounded::new();
     let mut staged = Vec::new();
