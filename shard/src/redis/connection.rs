@@ -61,7 +61,7 @@ pub(crate) struct RedisConnection {
     /// The number of the first pending command.
     first: u64,
     /// A command that may not begin yet.
-    held: Option<Step>,
+    held: Option<Box<Step>>,
     /// True while the next command waits until all earlier ones have their replies.
     is_waiting: bool,
     in_flight: Vec<InFlight>,
@@ -97,6 +97,12 @@ struct Step {
 /// The beginning of a reply.
 struct PartialReply {
     bytes: Vec<u8>,
+    form: ReplyForm,
+}
+
+/// The form of a reply.
+#[derive(Clone, Copy)]
+struct ReplyForm {
     version: Version,
     /// True if the client has asked not to get it.
     is_silent: bool,
@@ -105,7 +111,7 @@ struct PartialReply {
 /// A step whose requests are in flight.
 struct Waiting {
     finish: Finish,
-    reply: PartialReply,
+    reply: ReplyForm,
     parts: SmallVec<[Part; 1]>,
     /// The number of parts without an outcome.
     missing: usize,
@@ -178,7 +184,7 @@ impl RedisConnection {
         }
         // After a write in doubt, a later command could take effect before it.
         if let Some(step) = self.held.take().filter(|_| !self.is_ending) {
-            self.begin_or_hold(now, service, step);
+            self.begin_or_hold(now, service, *step);
         }
         if !self.input.is_empty() {
             self.serve_input(now, service);
@@ -244,9 +250,8 @@ impl RedisConnection {
         bytes: &[u8],
         ahead: &KeysAhead<'_>,
     ) -> usize {
-        let version = self.client.version;
-        let bytes_of_reply = service.outputs.take_buffer();
-        let mut reply = PartialReply { bytes: bytes_of_reply, version, is_silent: false };
+        let form = ReplyForm { version: self.client.version, is_silent: false };
+        let mut reply = PartialReply { bytes: service.outputs.take_buffer(), form };
         let (consumed, plan) = match self.parser.parse(bytes) {
             Ok(Parsed::Incomplete { .. }) => {
                 service.outputs.recycle(reply.bytes);
@@ -282,7 +287,7 @@ impl RedisConnection {
                 let mut context = Context { args, client, server, digest, frames };
                 let plan = command::perform(&mut context, found, &mut reply.writer());
                 service.gateway.free_frames = std::mem::take(frames);
-                reply.is_silent = self.client.is_silent();
+                reply.form.is_silent = self.client.is_silent();
                 (consumed, plan)
             }
             Err(error) => {
@@ -329,9 +334,19 @@ impl RedisConnection {
 
     /// Sends the complete reply of the newest command, or keeps it until those before it are complete.
     fn reply(&mut self, now: Time, service: &mut Service, reply: Vec<u8>) {
-        self.held_bytes += reply.capacity();
-        self.pending.push_back(Pending::Replied(reply));
-        self.send_complete(now, service);
+        if self.pending.is_empty() {
+            self.first += 1;
+            self.send(service, reply);
+            self.close_if_ending(now, service);
+        } else {
+            self.held_bytes += reply.capacity();
+            self.pending.push_back(Pending::Replied(reply));
+        }
+    }
+
+    fn send(&self, service: &mut Service, reply: Vec<u8>) {
+        service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
+        service.outputs.recycle(reply);
     }
 
     /// Sends the replies that wait for no other.
@@ -341,9 +356,13 @@ impl RedisConnection {
             self.held_bytes -= reply.capacity();
             self.pending.pop_front();
             self.first += 1;
-            service.outputs.append(self.id, |bytes| bytes.extend_from_slice(&reply));
-            service.outputs.recycle(reply);
+            self.send(service, reply);
         }
+        self.close_if_ending(now, service);
+    }
+
+    /// Closes the connection after the last reply.
+    fn close_if_ending(&self, now: Time, service: &mut Service) {
         if self.is_ending
             && self.pending.is_empty()
             && let Some(output) = service.outputs.get(self.id)
@@ -355,7 +374,7 @@ impl RedisConnection {
     /// Begins the newest command, or holds it back while it may not begin.
     fn begin_or_hold(&mut self, now: Time, service: &mut Service, mut step: Step) {
         if !self.may_begin(&mut step) {
-            self.held = Some(step);
+            self.held = Some(Box::new(step));
             return;
         }
         let Step { asks, finish, mut reply, footprint } = step;
@@ -397,7 +416,7 @@ impl RedisConnection {
 
     /// Begins a step of a pending command.
     fn begin(&mut self, now: Time, service: &mut Service, command: u64, step: Step) {
-        let Step { asks, finish, mut reply, footprint } = step;
+        let Step { asks, finish, reply, footprint } = step;
         let footprint = footprint.unwrap_or_else(|| Footprint::of(&asks));
         self.weight += footprint.weight;
         self.held_bytes += footprint.bytes;
@@ -408,8 +427,8 @@ impl RedisConnection {
             asks => asks.iter().map(part).collect(),
         };
         // A step that asks the store has written nothing, so its buffer can serve others meanwhile.
-        service.outputs.recycle(std::mem::take(&mut reply.bytes));
-        let waiting = Waiting { finish, reply, missing: parts.len(), parts, bytes: 0 };
+        service.outputs.recycle(reply.bytes);
+        let waiting = Waiting { finish, reply: reply.form, missing: parts.len(), parts, bytes: 0 };
         if let Some(place) = self.pending_mut(command) {
             *place = Pending::Waiting(waiting);
         }
@@ -458,14 +477,14 @@ impl RedisConnection {
         if let Some(output) = service.outputs.get(self.id) {
             output.note_reply();
         }
-        let Waiting { finish, mut reply, parts, bytes, .. } = waiting;
+        let Waiting { finish, reply, parts, bytes, .. } = waiting;
         self.held_bytes -= bytes;
         if let Some(at) = self.in_flight.iter().position(|other| other.command == command) {
             let InFlight { footprint, .. } = self.in_flight.swap_remove(at);
             self.weight -= footprint.weight;
             self.held_bytes -= footprint.bytes;
         }
-        reply.bytes = service.outputs.take_buffer();
+        let mut reply = PartialReply { bytes: service.outputs.take_buffer(), form: reply };
         let plan = self.continue_with(&parts, finish, &mut reply);
         for part in parts {
             if let Some(Outcome::Response(frame)) = part.outcome {
@@ -560,11 +579,11 @@ impl RedisConnection {
 
 impl PartialReply {
     fn writer(&mut self) -> Reply<'_> {
-        Reply::new(&mut self.bytes, self.version)
+        Reply::new(&mut self.bytes, self.form.version)
     }
 
     fn complete(mut self) -> Vec<u8> {
-        if self.is_silent {
+        if self.form.is_silent {
             self.bytes.clear();
         }
         self.bytes
