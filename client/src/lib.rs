@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod address;
 mod backoff;
 mod client;
 mod completion;
@@ -65,6 +66,7 @@ mod updates;
 mod verbs;
 mod waiting;
 
+pub use address::Address;
 pub use client::{Client, Ticket, Value, ValuePart, Written};
 pub use completion::{Completion, OnEnd, Outcome, Reply, SubmitError};
 pub use doubt::Doubt;
