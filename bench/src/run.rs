@@ -1,6 +1,5 @@
 //! A run: connect, fill, warm up, measure.
 
-use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +20,7 @@ use crate::live::{self, Live};
 use crate::model::Model;
 use crate::report::Report;
 use crate::sockets::{self, Connection};
+use crate::stream::Address;
 use crate::tally::Tally;
 use crate::target::Scheme;
 use crate::value::{Values, mix};
@@ -38,7 +38,7 @@ use crate::wire::resp::Resp;
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let address = plan.target.resolve()?;
     let needs_map = plan.target.scheme == Scheme::KvWire || plan.group.is_some();
-    let map = if needs_map { Some(cluster_map::fetch(address)?) } else { None };
+    let map = if needs_map { Some(cluster_map::fetch(&address)?) } else { None };
     let run = run_number();
     let shared = shared(plan, map.as_ref(), run)?;
     let reads = *plan.value_bytes.end();
@@ -65,10 +65,10 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
             over_sockets(plan, &shared, open)
         }
         Scheme::Redis => {
-            over_sockets(plan, &shared, plain(plan, address, || Resp::new(plan.replicas)))
+            over_sockets(plan, &shared, plain(plan, &address, || Resp::new(plan.replicas)))
         }
-        Scheme::Memcached => over_sockets(plan, &shared, plain(plan, address, Memcached::default)),
-        Scheme::Echo => over_sockets(plan, &shared, plain(plan, address, || Echo::new(reads))),
+        Scheme::Memcached => over_sockets(plan, &shared, plain(plan, &address, Memcached::default)),
+        Scheme::Echo => over_sockets(plan, &shared, plain(plan, &address, || Echo::new(reads))),
     }
 }
 
@@ -108,11 +108,11 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
 /// Opens connections that need no handshake.
 fn plain<W>(
     plan: &Plan,
-    address: SocketAddr,
+    address: &Address,
     wire: impl Fn() -> W,
 ) -> impl Fn(usize) -> anyhow::Result<Connection<W>> {
     move |_| {
-        let stream: TcpStream = cluster_map::connect(address)?;
+        let stream = address.connect()?;
         Ok(Connection::new(stream, wire(), Lane::new(0, plan.depth))?)
     }
 }
@@ -137,8 +137,9 @@ fn open_kv(
     let server = map.servers.get(usize::from(primary.server.0));
     let address = server.and_then(|server| server.clients);
     let address = address.with_context(|| format!("server {} has not started", primary.server))?;
+    let address = plan.target.address_of(primary.server, address);
     let client = ClientId((u128::from(run) << 64) | (at as u128 + 1));
-    let (stream, welcome) = cluster_map::join(address, client, shard)?;
+    let (stream, welcome) = cluster_map::join(&address, client, shard)?;
     let start = welcome.starts.iter().find(|start| start.group == view.group);
     let begun = start.map_or(SequenceNumber::ZERO, |start| start.committed);
     Ok(Connection::new(
