@@ -13,6 +13,7 @@
 //!        key -> server   seq numbers,    requests the    one socket,
 //!        (no I/O)        window of 64    map             frames in, output
 //!
+//!   address: TCP, or the socket of a server in a directory
 //!   operation: its whole request, in memory from `free_list` --> output: sent from there, many at once
 //!   caller    <-- the value, in the receive buffer           <-- frames in
 //! ```
