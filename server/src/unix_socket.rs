@@ -121,8 +121,19 @@ fn address_of(path: &Path) -> Result<SocketAddrUnix, Failed> {
     SocketAddrUnix::new(path).map_err(|error| Failed::Final(io::Error::from(error).to_string()))
 }
 
+/// The lock of a directory.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Without this, the lock would last as long as the copy of the descriptor that the thread of the log may have
+        // (log.rs). It cannot fail on a locked file.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Locks the directory until the result is dropped.
-fn lock(dir: &Path) -> Result<File, Failed> {
+fn lock(dir: &Path) -> Result<Lock, Failed> {
     let shown = dir.display();
     let file = File::open(dir).map_err(|error| {
         let advice = match error.kind() {
@@ -135,7 +146,7 @@ fn lock(dir: &Path) -> Result<File, Failed> {
         return Err(Failed::Final(format!("{shown} is not a directory; choose another")));
     }
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(Errno::WOULDBLOCK | Errno::INTR) => Err(Failed::Busy(format!(
             "another process has the lock of the directory {shown}; find it with `lslocks`, and end it"
         ))),
@@ -255,6 +266,17 @@ mod tests {
         assert!(refused(&missing).contains("create the directory"));
         let long = dir.path().join("d".repeat(MAX_SOCKET_PATH)).join("server_0.sock");
         assert!(refused(&long).contains("at most 107"));
+    }
+
+    #[test]
+    fn the_lock_of_the_directory_ends_although_its_descriptor_has_a_copy() {
+        let dir = directory();
+        let Ok(lock_of_dir) = lock(dir.path()) else { panic!("no lock") };
+        let copy = lock_of_dir.0.try_clone().unwrap();
+        assert!(matches!(lock(dir.path()), Err(Failed::Busy(_))));
+        drop(lock_of_dir);
+        assert!(lock(dir.path()).is_ok());
+        drop(copy);
     }
 
     #[test]
