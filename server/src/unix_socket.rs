@@ -126,8 +126,8 @@ struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Without this, the lock would last as long as the copy of the descriptor that the thread of the log may have
-        // (log.rs). It cannot fail on a locked file.
+        // Closing the descriptor is not enough if a process or a table of descriptors has a copy. The call cannot fail on
+        // a locked file.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
