@@ -524,8 +524,7 @@ impl Shard {
         }
     }
 
-    /// Returns whether the client of a connection may ask for the addresses of its ends. Then the driver calls
-    /// [`Shard::set_ends`] before the connection is adopted, or before its first bytes.
+    /// Returns whether the client of a connection may ask for the addresses of its ends.
     pub fn shows_ends(&mut self, id: ConnectionId) -> bool {
         match self.input(id) {
             Some(Input::Handshake(handshake)) => handshake.port == Port::Redis,
