@@ -485,7 +485,8 @@ typedef struct {
      */
     uint64_t revision;
     /**
-     * The address of the server, or of the sender of the map, as "host:port"; NULL if there is none.
+     * The address of the server, or of the sender of the map, as "host:port", or as "unix:PATH" if it was reached by its
+     * Unix-domain socket; NULL if there is none.
      */
     const char *address;
     /**
@@ -1157,6 +1158,11 @@ void kvc_free(void *memory);
  * resolves names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in
  * the log. If no name can be resolved, the status is KVC_UNAVAILABLE. The first call on the handle opens the first
  * connection. `options` may be NULL. On success, *out is a handle that the caller closes with kvc_close().
+ *
+ * One of the endpoints may be "unix:DIR", a directory with the Unix-domain sockets of servers on this host (coord --unix).
+ * It stands for the servers that have a socket in it now, in place of a coordinator. Each server is then reached by its
+ * socket in DIR, or by TCP if no process listens on one there, because the server is on another host. A directory without
+ * sockets is treated like a name that cannot be resolved.
  */
 int kvc_open(const char *endpoints,
              const kvc_options *options,

@@ -52,8 +52,8 @@ const EXAMPLES: &str = "Examples:
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-bench", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Store under load: kv://HOST:PORT, kv+wire://…, kv+redis://…, redis://…, memcached://… or
-    /// echo://…
+    /// Store under load: kv://HOST:PORT, kv+wire://…, kv+redis://…, redis://…, memcached://… or echo://… Instead of
+    /// HOST:PORT, unix:DIR is the directory of a cluster's sockets, and redis://unix:PATH a single socket.
     #[arg(short, long, value_name = "URL", value_parser = Target::parse)]
     target: Target,
     /// Percentage of operations that read; the others write. Fractions allowed.

@@ -1,7 +1,6 @@
 //! A cluster's map, and the handshake with one of its shards.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -10,23 +9,15 @@ use kv_protocol::frame::FrameBuffer;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, ServerId, ShardId};
 use kv_protocol::map::Map;
 
+use crate::stream::{Address, Stream, TIMEOUT};
 use crate::wire::kv::RULES;
-
-/// The timeout of a connection attempt, and of each read of a response before the load.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The back-off before the map is requested again if a group has no primary.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Connects to an address, with [`TIMEOUT`].
-pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
-    TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("connect to {address}; check that a server runs there"))
-}
-
 /// Requests the map from a coordinator or a server. Retries while a group has no primary, because a cluster that is
 /// starting or recovering soon has one. After [`TIMEOUT`], returns the map even if a group has no primary.
-pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
+pub(crate) fn fetch(address: &Address) -> anyhow::Result<Map> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let map = fetch_once(address)?;
@@ -38,9 +29,9 @@ pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
     }
 }
 
-fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
+fn fetch_once(address: &Address) -> anyhow::Result<Map> {
     let asked = || format!("request the cluster's map from {address}");
-    let stream = connect(address)?;
+    let stream = address.connect()?;
     let mut bytes = Vec::new();
     hello(ClientId(0), ShardId(0), &mut bytes);
     Question::Map.write(&mut bytes);
@@ -88,11 +79,11 @@ pub(crate) fn changed_groups(before: &Map, after: &Map) -> usize {
 
 /// Connects to one shard of a server, and returns the connection and the shard's WELCOME.
 pub(crate) fn join(
-    address: SocketAddr,
+    address: &Address,
     client: ClientId,
     shard: ShardId,
-) -> anyhow::Result<(TcpStream, Welcome)> {
-    let stream = connect(address)?;
+) -> anyhow::Result<(Stream, Welcome)> {
+    let stream = address.connect()?;
     let mut bytes = Vec::new();
     hello(client, shard, &mut bytes);
     let mut input = FrameBuffer::new(RULES);
@@ -107,7 +98,7 @@ fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {
 
 /// Sends `bytes`, waits for the next frame, and returns its body. Fails if the frame does not have the expected opcode.
 fn exchange(
-    mut stream: &TcpStream,
+    stream: &Stream,
     bytes: &[u8],
     input: &mut FrameBuffer,
     expected: u8,

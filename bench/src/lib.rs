@@ -11,6 +11,7 @@
 //!     |   value, model             the value that a key must hold
 //!     |   tally                    latencies and counts
 //!     +-- sockets    many connections, one epoll       wire: redis, memcached, kv, echo
+//!     |   stream     one of them, over TCP or a Unix-domain socket
 //!     +-- library    one client of the crate kv-client, submit and poll
 //!     |
 //!   report         table, JSON, CSV
@@ -36,6 +37,7 @@ mod numbers;
 mod report;
 mod run;
 mod sockets;
+mod stream;
 mod tally;
 mod target;
 mod value;

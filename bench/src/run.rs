@@ -1,6 +1,5 @@
 //! A run: connect, fill, warm up, measure.
 
-use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +20,7 @@ use crate::live::{self, Live};
 use crate::model::Model;
 use crate::report::Report;
 use crate::sockets::{self, Connection};
+use crate::stream::Address;
 use crate::tally::Tally;
 use crate::target::Scheme;
 use crate::value::{Values, mix};
@@ -39,7 +39,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let address = plan.target.resolve()?;
     let needs_map =
         plan.group.is_some() || matches!(plan.target.scheme, Scheme::KvWire | Scheme::KvRedis);
-    let map = if needs_map { Some(cluster_map::fetch(address)?) } else { None };
+    let map = if needs_map { Some(cluster_map::fetch(&address)?) } else { None };
     let run = run_number();
     let shared = shared(plan, map.as_ref(), run)?;
     let reads = *plan.value_bytes.end();
@@ -70,14 +70,14 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
             let mut report = over_sockets(plan, &shared, |at| open_kv_redis(plan, &map, at))?;
             // A reply of RESP does not tell the number of copies that a write has.
             report.changed_groups =
-                cluster_map::changed_groups(&map, &cluster_map::fetch(address)?);
+                cluster_map::changed_groups(&map, &cluster_map::fetch(&address)?);
             Ok(report)
         }
         Scheme::Redis => {
-            over_sockets(plan, &shared, plain(plan, address, || Resp::new(plan.replicas)))
+            over_sockets(plan, &shared, plain(plan, &address, || Resp::new(plan.replicas)))
         }
-        Scheme::Memcached => over_sockets(plan, &shared, plain(plan, address, Memcached::default)),
-        Scheme::Echo => over_sockets(plan, &shared, plain(plan, address, || Echo::new(reads))),
+        Scheme::Memcached => over_sockets(plan, &shared, plain(plan, &address, Memcached::default)),
+        Scheme::Echo => over_sockets(plan, &shared, plain(plan, &address, || Echo::new(reads))),
     }
 }
 
@@ -117,11 +117,11 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
 /// Opens connections that need no handshake.
 fn plain<W>(
     plan: &Plan,
-    address: SocketAddr,
+    address: &Address,
     wire: impl Fn() -> W,
 ) -> impl Fn(usize) -> anyhow::Result<Connection<W>> {
     move |_| {
-        let stream: TcpStream = cluster_map::connect(address)?;
+        let stream = address.connect()?;
         Ok(Connection::new(stream, wire(), Lane::new(0, plan.depth))?)
     }
 }
@@ -141,10 +141,11 @@ fn open_kv(
     let list = at % places;
     let group = plan.group.map_or(list / shards, |group| usize::from(group.0));
     let shard = kv_protocol::ids::ShardId(u16::try_from(list % shards)?);
-    let address = cluster_map::address(map, cluster_map::primary(map, group)?)?;
+    let server = cluster_map::primary(map, group)?;
+    let address = plan.target.address_of(server, cluster_map::address(map, server)?);
     let view = &map.views[group];
     let client = ClientId((u128::from(run) << 64) | (at as u128 + 1));
-    let (stream, welcome) = cluster_map::join(address, client, shard)?;
+    let (stream, welcome) = cluster_map::join(&address, client, shard)?;
     let start = welcome.starts.iter().find(|start| start.group == view.group);
     let begun = start.map_or(SequenceNumber::ZERO, |start| start.committed);
     Ok(Connection::new(
@@ -162,7 +163,8 @@ fn open_kv_redis(plan: &Plan, map: &Map, at: usize) -> anyhow::Result<Connection
         bail!("--connections {}: use at least {servers}, one for each server", plan.connections);
     }
     let (list, server) = cluster_map::resp_place(map, at, plan.group, plan.is_local)?;
-    let stream = cluster_map::connect(cluster_map::address(map, server)?)?;
+    let address = plan.target.address_of(server, cluster_map::address(map, server)?);
+    let stream = address.connect()?;
     Ok(Connection::new(stream, Resp::new(0), Lane::new(list, plan.depth))?)
 }
 

@@ -5,9 +5,8 @@
 //!               -> in an open loop: begin the due operations, on the connections in turn, and send
 //! ```
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, bail};
@@ -19,6 +18,7 @@ use rustix::time::{timerfd_create, timerfd_settime};
 
 use crate::arrival_rate::ArrivalRate;
 use crate::driver::{Driver, Lane};
+use crate::stream::Stream;
 use crate::wire::Wire;
 
 /// The maximum number of events taken from the kernel at once.
@@ -37,7 +37,7 @@ const TIMER: u64 = u64::MAX;
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection<W> {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) wire: W,
     pub(crate) lane: Lane,
     input: Vec<u8>,
@@ -49,9 +49,8 @@ pub(crate) struct Connection<W> {
 
 impl<W> Connection<W> {
     /// Wraps a connected stream on which the handshake, if any, is complete.
-    pub(crate) fn new(stream: TcpStream, wire: W, lane: Lane) -> io::Result<Connection<W>> {
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+    pub(crate) fn new(stream: Stream, wire: W, lane: Lane) -> io::Result<Connection<W>> {
+        stream.begin_load()?;
         let (input, output) = (Vec::new(), Vec::new());
         Ok(Connection { stream, wire, lane, input, output, sent: 0, awaits_writable: false })
     }
@@ -217,7 +216,7 @@ impl<W: Wire> Loop<'_, '_, W> {
         let connection = &mut self.connections[at];
         let mut is_full = true;
         while is_full {
-            let count = match (&connection.stream).read(&mut self.scratch) {
+            let count = match connection.stream.read(&mut self.scratch) {
                 Ok(0) => bail!("the server closed connection {at}"),
                 Ok(count) => count,
                 Err(error) if is_momentary(&error) => break,
@@ -247,7 +246,7 @@ impl<W: Wire> Loop<'_, '_, W> {
         let connection = &mut self.connections[at];
         connection.wire.end_batch(&mut connection.output);
         while connection.sent < connection.output.len() {
-            match (&connection.stream).write(&connection.output[connection.sent..]) {
+            match connection.stream.write(&connection.output[connection.sent..]) {
                 Ok(count) => connection.sent += count,
                 Err(error) if is_momentary(&error) => break,
                 Err(error) => return Err(error).context("send to the server"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use kv_client::is_deadline;
+use kv_protocol::unix::UNIX_PREFIX;
 
 /// The name that stands for standard input.
 const STANDARD_INPUT: &str = "-";
@@ -30,7 +31,9 @@ const STANDARD_INPUT: &str = "-";
 #[command(name = "client", version, disable_help_flag = true)]
 pub(super) struct Args {
     /// Host of the coordinator, or of any server while the coordinator is down. Several may be given (-h A -h B or
-    /// -h A,B), each with its own port (-h A:7000,B:7001); the first that responds is used.
+    /// -h A,B), each with its own port (-h A:7000,B:7001); the first that responds is used. unix:DIR stands for the servers whose
+    /// Unix-domain sockets are in this directory (coord --unix); each server is then reached by its socket if it has one
+    /// there, and else by TCP.
     #[arg(
         short = 'h',
         long = "host",
@@ -99,8 +102,11 @@ impl Args {
     }
 }
 
-/// Formats `host:port`, with the port of `host` or else `port`.
+/// Formats `host:port`, with the port of `host` or else `port`. A directory of sockets, `unix:DIR`, has no port.
 fn endpoint(host: &str, port: Option<u16>) -> Result<String, String> {
+    if host.starts_with(UNIX_PREFIX) {
+        return Ok(host.to_owned());
+    }
     // A bare IPv6 address needs brackets: its last colon would separate the port.
     let is_bare_ipv6 = !host.starts_with('[') && host.matches(':').count() > 1;
     let bracketed = if is_bare_ipv6 { format!("[{host}]") } else { host.to_owned() };
@@ -154,6 +160,8 @@ mod tests {
             ("-h a -h b -p 7000", "a:7000,b:7000"),
             ("-h a:1,b:2", "a:1,b:2"),
             ("-h a:1 -h b,::2 -p 3", "a:1,b:3,[::2]:3"),
+            ("-h unix:/run/kv", "unix:/run/kv"),
+            ("-h unix:/run/kv,a -p 3", "unix:/run/kv,a:3"),
         ] {
             let args = read(&format!("client {line}")).expect(line);
             assert_eq!(args.endpoints().unwrap(), endpoints, "{line}");

@@ -120,7 +120,7 @@ impl Client {
     /// also be a server's clients port: servers provide the map too, even while the coordinator is unavailable. The
     /// client takes the addresses of the servers from the map. If an address does not respond within 250 ms, the client
     /// sends the request for the map to the next one as well. Names are resolved once, in this call. The first
-    /// operation opens the first connection.
+    /// operation opens the first connection. An endpoint may also be `unix:DIR`, see [`Endpoints::resolve`].
     ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed, no endpoint can be resolved, a setting is out of bounds, or the system

@@ -9,6 +9,8 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Question, SessionStart};
@@ -17,8 +19,9 @@ use kv_protocol::ids::{ClientId, ClusterId, GroupId, Member, SequenceNumber, Sha
 use kv_protocol::limits::{MAX_RESPONSE_BODY, PROTOCOL_VERSION_MIN};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, RecvFlags, sockopt};
 
+use crate::address::{Address, Place, dial};
 use crate::landing::Inflow;
 use crate::operation::{OpId, Operations};
 use crate::output::Output;
@@ -44,7 +47,7 @@ pub(crate) enum Target {
     /// Requests to one shard's executor.
     Shard { member: Member, address: SocketAddr, shard: ShardId, client: ClientId },
     /// The map, from a coordinator or a server.
-    Map { address: SocketAddr },
+    Map { place: Place },
 }
 
 /// Hashes only the process and the shard of a [`Target::Shard`]. They distinguish almost all targets, because a client
@@ -55,15 +58,19 @@ impl Hash for Target {
             Target::Shard { member, shard, .. } => {
                 state.write_u64(member.incarnation.0 ^ u64::from(shard.0) << 48);
             }
-            Target::Map { address } => address.hash(state),
+            Target::Map { place } => place.hash(state),
         }
     }
 }
 
 impl Target {
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Returns the peer to connect to.
+    pub(crate) fn place(&self) -> Place {
         match *self {
-            Target::Shard { address, .. } | Target::Map { address } => address,
+            Target::Shard { member, address, .. } => {
+                Place { server: Some(member.server), address: Some(address) }
+            }
+            Target::Map { place } => place,
         }
     }
 
@@ -97,6 +104,8 @@ pub(crate) enum ReceiveError {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) target: Target,
+    /// The address of the peer.
+    pub(crate) address: Address,
     token: u64,
     socket: OwnedFd,
     input: FrameBuffer,
@@ -135,23 +144,16 @@ impl Connection {
     }
 
     /// Starts to connect and queues the hello, followed by the request if the target is the map. They are sent as soon
-    /// as the connection is established.
+    /// as the connection is established. `path` is the socket to try before the address of the target.
     pub(crate) fn open(
         target: Target,
+        path: Option<Arc<Path>>,
         hello: Hello,
         token: u64,
         poller: &Poller,
         now: Instant,
     ) -> io::Result<Connection> {
-        let address = target.address();
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        match net::connect(&socket, &address) {
-            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let (socket, address) = dial(path, target.place().address)?;
         poller.add(socket.as_fd(), token, true)?;
         let mut first = Vec::new();
         hello.write(&mut first);
@@ -162,6 +164,7 @@ impl Connection {
         output.push_bytes(first);
         Ok(Connection {
             target,
+            address,
             token,
             socket,
             input: FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY)),

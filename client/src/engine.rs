@@ -32,6 +32,7 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, RequestSeq, ServerId, ShardId};
 use kv_protocol::placement::Digest;
 
+use crate::address::Sockets;
 use crate::backoff::Random;
 use crate::completion::{Ends, Reply, SubmitError};
 use crate::connection::{Connection, Target};
@@ -72,6 +73,7 @@ pub(crate) struct Engine {
     poller: Poller,
     router: Router,
     map_source: MapSource,
+    sockets: Sockets,
     /// The id of another cluster whose map was received from an address of this client's cluster.
     other_cluster: Option<ClusterId>,
     /// True if a whole round of requests for the map has failed, and another cluster has responded. The next turn then
@@ -128,6 +130,7 @@ impl Engine {
             random: Random::seeded(jitter),
             poller,
             router: Router::default(),
+            sockets: Sockets::new(endpoints.sockets.clone()),
             map_source: MapSource::new(endpoints, now),
             other_cluster: None,
             is_stranded: false,
@@ -551,7 +554,8 @@ impl Engine {
                 self.assign(id, route, now, ends);
             }
             Err(error) => {
-                let trouble = format!("connecting to server {member} at {address}: {error}");
+                let at = self.shown_address(member, address);
+                let trouble = format!("connecting to server {member} at {at}: {error}");
                 self.options.log.write(Level::Warning, || trouble.clone());
                 self.back_off(id, &trouble.into(), now);
                 self.want_map(Some(server));
@@ -595,6 +599,7 @@ impl Engine {
     /// replaced processes.
     fn on_new_map(&mut self, now: Instant) {
         let router = &self.router;
+        self.sockets.retain(|member| router.knows(member));
         let moved: Vec<OpId> = self
             .operations
             .iter()

@@ -336,7 +336,8 @@ impl Error {
 pub enum OpenError {
     /// An endpoint is malformed.
     #[error(
-        "the coordinator's address \"{name}\" is not of the form host:port; write several as host:port,host:port"
+        "the coordinator's address \"{name}\" is not of the form host:port or unix:DIR; write several as \
+         host:port,host:port"
     )]
     Endpoint {
         /// The malformed endpoint, as given.
@@ -364,6 +365,14 @@ pub enum OpenError {
     NoAddress {
         /// All endpoints, as given.
         endpoints: String,
+    },
+    /// A directory has no socket of a server.
+    #[error("looking for the sockets of servers in \"{dir}\": {reason}")]
+    Sockets {
+        /// The directory, as given.
+        dir: String,
+        /// The error of the system or the finding, with advice.
+        reason: String,
     },
     /// A setting is out of bounds.
     #[error("opening a client with {what}")]

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use kv_protocol::ids::{MapRevision, ServerId};
 use kv_protocol::map::{MapServer, ServerState};
 
+use crate::address::Address;
 use crate::error::Error;
 
 /// An event of a client.
@@ -26,15 +27,15 @@ pub enum Event<'a> {
     ConnectionOpened {
         /// The server.
         server: ServerId,
-        /// The address of its clients port.
-        address: SocketAddr,
+        /// The address at which it accepts clients.
+        address: Address,
     },
     /// A connection was lost or could not be opened.
     ConnectionLost {
         /// The server.
         server: ServerId,
-        /// The address of its clients port.
-        address: SocketAddr,
+        /// The address at which it accepts clients.
+        address: Address,
         /// The reason, as text.
         why: &'a str,
     },
@@ -42,8 +43,8 @@ pub enum Event<'a> {
     ConnectionClosed {
         /// The server.
         server: ServerId,
-        /// The address of its clients port.
-        address: SocketAddr,
+        /// The address at which it accepts clients.
+        address: Address,
         /// The reason, as text.
         why: &'a str,
     },
@@ -52,7 +53,7 @@ pub enum Event<'a> {
         /// The revision of the map.
         revision: MapRevision,
         /// The address from which the map was received.
-        source: SocketAddr,
+        source: Address,
     },
     /// According to a newer map, a server has come up, or a new process has replaced its previous one. The first map
     /// reports every server that is up.

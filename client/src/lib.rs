@@ -13,6 +13,7 @@
 //!        key -> server   seq numbers,    requests the    one socket,
 //!        (no I/O)        window of 64    map             frames in, output
 //!
+//!   address: TCP, or the socket of a server in a directory
 //!   operation: its whole request, in memory from `free_list` --> output: sent from there, many at once
 //!   caller    <-- the value, in the receive buffer           <-- frames in
 //! ```
@@ -31,6 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod address;
 mod backoff;
 mod client;
 mod completion;
@@ -65,6 +67,7 @@ mod updates;
 mod verbs;
 mod waiting;
 
+pub use address::Address;
 pub use client::{Client, Ticket, Value, ValuePart, Written};
 pub use completion::{Completion, OnEnd, Outcome, Reply, SubmitError};
 pub use doubt::Doubt;

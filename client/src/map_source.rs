@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use kv_protocol::ids::ServerId;
 
+use crate::address::Place;
 use crate::backoff::{Backoff, Random};
 use crate::options::{Endpoint, Endpoints};
 
@@ -131,7 +132,7 @@ impl MapSource {
 
     /// Returns the source to which the next request is sent now. The caller reports the outcome with
     /// [`MapSource::asking`] or [`MapSource::failed`].
-    pub(crate) fn next(&mut self, now: Instant) -> (Source, SocketAddr) {
+    pub(crate) fn next(&mut self, now: Instant) -> (Source, Place) {
         let source = self.upcoming.unwrap_or_else(|| {
             (self.tried, self.failed) = (0, 0);
             let is_away = self.away_until.is_some_and(|until| now < until);
@@ -142,22 +143,22 @@ impl MapSource {
                 false => Source::Endpoint(self.endpoints.favourite.load(Relaxed)),
             }
         });
-        let (server, address) = match source {
+        let (server, place) = match source {
             Source::Endpoint(n) => {
                 self.tried += 1;
-                (None, self.endpoints.list[n].address)
+                (None, self.endpoints.list[n].place)
             }
             Source::Server(nth) => {
                 if nth == 0 {
                     self.put_off = self.doubted;
                 }
                 let (id, address) = self.server(nth);
-                (Some(id), address)
+                (Some(id), Place { server: Some(id), address: Some(address) })
             }
         };
         self.upcoming = self.after(source);
         self.asked.push(Asked { source, server, connection: None });
-        (source, address)
+        (source, place)
     }
 
     /// Returns the source after this one in the same round.
@@ -241,10 +242,17 @@ impl MapSource {
         self.asked.retain(|asked| asked.source != source);
         self.not_before = now;
         if let Source::Endpoint(n) = source {
-            let Endpoint { name, address } = &self.endpoints.list[n];
-            let trouble = format!(
-                "requesting the map from {address}: {why}; is the coordinator running at {name}, and is the port its clients port?"
-            );
+            let Endpoint { name, place } = &self.endpoints.list[n];
+            let trouble = match (place.address, place.server) {
+                (None, Some(server)) => format!(
+                    "requesting the map from server {server} by its socket in {name}: {why}; is the server running?"
+                ),
+                (address, _) => format!(
+                    "requesting the map from {}: {why}; is the coordinator running at {name}, and is the port its \
+                     clients port?",
+                    address.map_or_else(|| name.clone(), |address| address.to_string())
+                ),
+            };
             self.trouble = Some(trouble.into());
             self.failed += 1;
             if self.failed == self.endpoints.list.len() {
@@ -290,8 +298,13 @@ mod tests {
     }
 
     fn source(ports: &[u16], now: Instant) -> MapSource {
-        let endpoint = |&port: &u16| Endpoint { name: format!("c:{port}"), address: at(port) };
+        let endpoint =
+            |&port: &u16| Endpoint { name: format!("c:{port}"), place: Place::at(at(port)) };
         MapSource::new(ports.iter().map(endpoint).collect::<Vec<_>>().into(), now)
+    }
+
+    fn port_of(place: Place) -> u16 {
+        place.address.unwrap().port()
     }
 
     fn servers() -> Vec<(ServerId, SocketAddr)> {
@@ -304,8 +317,8 @@ mod tests {
         let mut asked = Vec::new();
         for _ in 0..count {
             source.want(None);
-            let (whom, address) = source.next(now);
-            asked.push(address.port());
+            let (whom, place) = source.next(now);
+            asked.push(port_of(place));
             source.failed(whom, "refused", &mut random, now);
         }
         asked
@@ -313,10 +326,10 @@ mod tests {
 
     fn response(source: &mut MapSource, now: Instant) -> u16 {
         source.want(None);
-        let (whom, address) = source.next(now);
+        let (whom, place) = source.next(now);
         source.asking(whom, 0, now);
         assert_eq!(source.on_map(0, servers(), now), [], "no other request was in progress");
-        address.port()
+        port_of(place)
     }
 
     #[test]
@@ -327,8 +340,8 @@ mod tests {
         let mut time = now;
         for port in 1..=4 {
             assert_eq!(source.ask_at(), Some(time));
-            let (whom, address) = source.next(time);
-            assert_eq!(address.port(), port);
+            let (whom, place) = source.next(time);
+            assert_eq!(port_of(place), port);
             source.asking(whom, u64::from(port), time);
             time += HEAD_START;
         }
@@ -337,8 +350,8 @@ mod tests {
         let first = source.source_of(1).unwrap();
         assert!(!source.failed(first, "no welcome", &mut Random::seeded(1), time));
         assert_eq!(source.ask_at(), Some(time));
-        let (whom, address) = source.next(time);
-        assert_eq!(address.port(), 5);
+        let (whom, place) = source.next(time);
+        assert_eq!(port_of(place), 5);
         source.asking(whom, 5, time);
         // The endpoint that responded first is the first of the next round; the other requests are not needed.
         assert_eq!(source.on_map(3, Vec::new(), time), [2, 4, 5]);
@@ -370,12 +383,12 @@ mod tests {
         source.want(None);
         let (endpoint, _) = source.next(now);
         source.asking(endpoint, 8, now);
-        let (server, address) = source.next(now);
-        assert_eq!(address.port(), SERVERS[0]);
+        let (server, place) = source.next(now);
+        assert_eq!(port_of(place), SERVERS[0]);
         // A connection to that address exists.
         source.asking(server, 8, now);
         assert_eq!(source.ask_at(), Some(now), "the next one at once");
-        assert_eq!(source.next(now).1.port(), SERVERS[1]);
+        assert_eq!(port_of(source.next(now).1), SERVERS[1]);
     }
 
     #[test]

@@ -734,7 +734,8 @@ mod tests {
 
     fn source(now: Instant) -> MapSource {
         let address = "127.0.0.1:7000".parse().unwrap();
-        MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), address }].into(), now)
+        let place = crate::address::Place::at(address);
+        MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), place }].into(), now)
     }
 
     fn get(deadline: Duration, now: Instant) -> Box<Operation> {

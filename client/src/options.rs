@@ -1,13 +1,18 @@
 //! The settings of a client and of its operations, and the endpoints.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::fs;
+use std::net::ToSocketAddrs;
+use std::path::{self, Path};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use kv_protocol::client_message::Condition;
+use kv_protocol::ids::ServerId;
 use kv_protocol::limits::{DEFAULT_DEADLINE, MAX_DEADLINE};
+use kv_protocol::unix::{UNIX_PREFIX, server_of_socket};
 
+use crate::address::Place;
 use crate::error::OpenError;
 use crate::events::Events;
 use crate::interrupt::Interrupt;
@@ -99,8 +104,8 @@ pub fn is_deadline(deadline: Duration) -> bool {
 pub(crate) struct Endpoint {
     /// The name as written by the caller, for messages.
     pub(crate) name: String,
-    /// The address to which the name was resolved.
-    pub(crate) address: SocketAddr,
+    /// The address to which the name was resolved, or the server whose socket was found.
+    pub(crate) place: Place,
 }
 
 /// The resolved endpoints of a cluster, for any number of clients. All of them request the map first from the endpoint
@@ -109,6 +114,8 @@ pub(crate) struct Endpoint {
 pub struct Endpoints {
     /// The endpoints in the caller's order; at least one.
     pub(crate) list: Vec<Endpoint>,
+    /// The directory of the servers' Unix-domain sockets, if the caller named one.
+    pub(crate) sockets: Option<Arc<Path>>,
     /// The index of the endpoint that last provided the map, shared by all clients of these endpoints.
     pub(crate) favourite: Arc<AtomicUsize>,
 }
@@ -118,16 +125,20 @@ impl Endpoints {
     /// resolver has no deadline. A name that cannot be resolved is skipped with a warning in `log` if another name can
     /// be resolved: one of several coordinators may have been removed permanently.
     ///
+    /// One of the endpoints may be `unix:DIR`. It stands for the servers whose sockets (`server_<id>.sock`) are in this
+    /// directory now. With it, the client connects to each server by its socket in the directory if the server listens
+    /// on one then, or else by the address in the map.
+    ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed, none can be resolved, or they have more than 64 addresses.
     pub fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
-        resolve(endpoints, log).map(Endpoints::from)
+        resolve(endpoints, log)
     }
 }
 
 impl From<Vec<Endpoint>> for Endpoints {
     fn from(list: Vec<Endpoint>) -> Endpoints {
-        Endpoints { list, favourite: Arc::default() }
+        Endpoints { list, sockets: None, favourite: Arc::default() }
     }
 }
 
@@ -148,22 +159,33 @@ fn check_form(name: &str) -> Result<(), OpenError> {
     Err(OpenError::Port { name: name.to_owned(), what })
 }
 
-fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
-    let mut resolved = Vec::new();
+fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
+    let mut resolved: Vec<Endpoint> = Vec::new();
     let mut skipped = Vec::new();
+    let mut sockets = None;
     for name in endpoints.split(',').map(str::trim) {
-        check_form(name)?;
-        let addresses = match name.to_socket_addrs() {
-            Ok(addresses) => addresses,
-            Err(reason) => {
-                skipped.push(OpenError::Resolve { name: name.to_owned(), reason });
-                continue;
+        let found = match name.strip_prefix(UNIX_PREFIX) {
+            Some(dir) => {
+                if sockets.replace(check_dir(name, dir)?).is_some() {
+                    let what = "more than one directory of sockets; give one unix:DIR".to_owned();
+                    return Err(OpenError::Options { what });
+                }
+                servers_in(dir)
+            }
+            None => {
+                check_form(name)?;
+                addresses_of(name)
             }
         };
-        for address in addresses.take(MAX_ENDPOINTS) {
-            // Names with the same address are one endpoint.
-            if resolved.iter().all(|known: &Endpoint| known.address != address) {
-                resolved.push(Endpoint { name: name.to_owned(), address });
+        match found {
+            Err(error) => skipped.push(error),
+            Ok(places) => {
+                for place in places {
+                    // Names with the same address are one endpoint.
+                    if resolved.iter().all(|known| known.place != place) {
+                        resolved.push(Endpoint { name: name.to_owned(), place });
+                    }
+                }
             }
         }
     }
@@ -176,11 +198,48 @@ fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
             for error in skipped {
                 log.write(Level::Warning, || error.to_string());
             }
-            Ok(resolved)
+            Ok(Endpoints { sockets, ..Endpoints::from(resolved) })
         }
         count => Err(OpenError::Options {
             what: format!("{count} coordinator addresses; at most {MAX_ENDPOINTS} are allowed"),
         }),
+    }
+}
+
+/// Returns the addresses of a host with a port.
+fn addresses_of(name: &str) -> Result<Vec<Place>, OpenError> {
+    match name.to_socket_addrs() {
+        Ok(addresses) => Ok(addresses.take(MAX_ENDPOINTS).map(Place::at).collect()),
+        Err(reason) => Err(OpenError::Resolve { name: name.to_owned(), reason }),
+    }
+}
+
+/// Returns the absolute path of the directory of an endpoint `unix:DIR`: the program may change its own directory.
+fn check_dir(name: &str, dir: &str) -> Result<Arc<Path>, OpenError> {
+    let absolute = path::absolute(dir);
+    absolute.map(Arc::from).map_err(|_| OpenError::Endpoint { name: name.to_owned() })
+}
+
+/// Returns the servers whose sockets are in a directory, in the order of the ring. Further ones than the client needs are
+/// ignored.
+fn servers_in(dir: &str) -> Result<Vec<Place>, OpenError> {
+    let failed = |reason: String| OpenError::Sockets { dir: dir.to_owned(), reason };
+    let entries = fs::read_dir(dir).map_err(|error| failed(format!("{error}; check the path")))?;
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let mut servers: Vec<ServerId> =
+        names.filter_map(|name| server_of_socket(name.to_str()?)).collect();
+    servers.sort_unstable();
+    servers.truncate(MAX_ENDPOINTS);
+    match servers.is_empty() {
+        false => {
+            let place = |server| Place { server: Some(server), address: None };
+            Ok(servers.into_iter().map(place).collect())
+        }
+        true => Err(failed(
+            "there is no server_ID.sock; do servers run on this host, and has the coordinator --unix with this \
+             directory?"
+                .to_owned(),
+        )),
     }
 }
 
@@ -192,8 +251,40 @@ mod tests {
     #[test]
     fn endpoints_are_hosts_with_ports_separated_by_commas() {
         let found = resolve("127.0.0.1:7000, [::1]:7001", &Log::default()).unwrap();
-        assert_eq!(found[0].address, "127.0.0.1:7000".parse().unwrap());
-        assert_eq!(found[1].address, "[::1]:7001".parse().unwrap());
+        let places: Vec<Place> = found.list.iter().map(|endpoint| endpoint.place).collect();
+        let expected = ["127.0.0.1:7000", "[::1]:7001"].map(|at| Place::at(at.parse().unwrap()));
+        assert_eq!(places, expected);
+        assert_eq!(found.sockets, None);
+    }
+
+    #[test]
+    fn a_directory_stands_for_the_servers_with_sockets_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("unix:{}", dir.path().display());
+        let refused =
+            |endpoints: &str| resolve(endpoints, &Log::default()).unwrap_err().to_string();
+        assert!(refused(&name).contains("there is no server_ID.sock"));
+        for file in ["server_10.sock", "server_2.sock", "server_2.log", "server_x.sock"] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let both = format!("{name},127.0.0.1:7000");
+        let found = resolve(&both, &Log::default()).unwrap();
+        let places: Vec<Place> = found.list.iter().map(|endpoint| endpoint.place).collect();
+        let socket = |id| Place { server: Some(ServerId(id)), address: None };
+        let coordinator = Place::at("127.0.0.1:7000".parse().unwrap());
+        assert_eq!(places, [socket(2), socket(10), coordinator]);
+        assert_eq!(found.sockets.as_deref(), Some(dir.path()));
+        assert!(refused(&format!("{name},{name}")).contains("one unix:DIR"));
+        assert!(refused("unix:").contains("unix:DIR"));
+        assert!(refused("unix:/no/such/directory").contains("check the path"));
+    }
+
+    #[test]
+    fn without_a_socket_another_endpoint_is_enough_and_later_sockets_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let both = format!("unix:{},127.0.0.1:7000", dir.path().display());
+        let found = resolve(&both, &Log::default()).unwrap();
+        assert_eq!((found.list.len(), found.sockets.as_deref()), (1, Some(dir.path())));
     }
 
     #[test]
@@ -223,7 +314,7 @@ mod tests {
         let to = Arc::clone(&lines);
         let log = Log::to(move |level, words| to.lock().unwrap().push((level, words.to_owned())));
         let found = resolve("gone.invalid:7000,127.0.0.1:7000", &log).unwrap();
-        assert_eq!(found.len(), 1);
+        assert_eq!(found.list.len(), 1);
         {
             let lines = lines.lock().unwrap();
             assert_eq!(lines.len(), 1);

@@ -20,7 +20,7 @@ pub(crate) use policies::{NetEngine, OnDoubleFault};
 use parse::{
     eviction_policy, parse_connection_memory, parse_failure_timeout, parse_memory_limit,
     parse_orphan_timeout, parse_redis_deadline, parse_redis_ports, parse_remote_dir,
-    parse_ssh_config,
+    parse_ssh_config, parse_unix_dir,
 };
 
 /// Starts the servers of a cluster, monitors them, and stops them in an orderly way.
@@ -36,8 +36,8 @@ use parse::{
 /// 2 if the command line or the cluster file is invalid.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--eviction`, `--connection-memory`, `--orphan-timeout`, `--net`,
-/// `--failure-timeout`, `--redis-port`, `--redis-deadline`, `--remote-dir`, `--ssh-config` and `--advertise` are stored with
-/// the cluster's state. A coordinator that takes the cluster over or restores it uses the stored settings, unless its flags
+/// `--failure-timeout`, `--redis-port`, `--redis-deadline`, `--unix`, `--remote-dir`, `--ssh-config` and `--advertise` are
+/// stored with the cluster's state. A coordinator that takes the cluster over or restores it uses the stored settings, unless its flags
 /// give other values. `coord status` shows the settings.
 #[derive(Debug, Parser)]
 #[command(
@@ -175,6 +175,12 @@ pub(crate) struct Args {
     /// client gets an error. Default: the stored setting, else 5.
     #[arg(long, value_name = "SECONDS", value_parser = parse_redis_deadline)]
     pub(crate) redis_deadline: Option<Duration>,
+
+    /// Directory of the servers' Unix-domain sockets for clients, an absolute path; `none` for no sockets. Each server also
+    /// listens on `DIR/server_ID.sock`, with mode 0660, in the directory of that path on its own host. The directory must
+    /// exist and belong to this cluster alone. Native clients use it as `unix:DIR`. Default: the stored setting, else none.
+    #[arg(long, value_name = "DIR", value_parser = parse_unix_dir)]
+    pub(crate) unix: Option<String>,
 
     /// Network engine of the servers: `uring` (io_uring, Linux 6.1 and later), `epoll`, or `auto`: uring where it works,
     /// else epoll. Default: the stored setting, else `auto`.

@@ -49,6 +49,10 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         let found = settings.check_redis_ports(file.servers.len()).map(|()| ports.clone());
         findings.push(("ports for Redis clients".into(), found));
     }
+    if let Some(dir) = settings.unix_dir() {
+        let found = settings.check_unix(&file).map(|()| dir.display().to_string());
+        findings.push(("directory of sockets".into(), found));
+    }
     if settings.eviction != Eviction::None {
         findings.push(("eviction".into(), eviction(&settings)));
     }

@@ -66,6 +66,7 @@ impl Plan {
         check_addresses(&file, args, &settings)?;
         let ssh = Ssh::new(&settings);
         settings.check_redis_ports(file.servers.len()).map_err(Failure::Usage)?;
+        settings.check_unix(&file).map_err(Failure::Usage)?;
         let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
         check_own(&file, settings.advertise, args.servers_port)?;
         let surveys = survey::of_hosts(&file, &ssh).await;
@@ -104,6 +105,9 @@ impl Plan {
         moves: &[ServerId],
     ) -> Result<Plan, Failure> {
         let settings = earlier.settings.with_running(args);
+        if args.unix.is_some() {
+            settings.check_unix(&file).map_err(Failure::Usage)?;
+        }
         if args.advertise != earlier.settings.advertise {
             check_own(&file, args.advertise, earlier.place.ports.servers)?;
         }

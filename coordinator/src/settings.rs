@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::limits::DEFAULT_DEADLINE;
+use kv_protocol::unix::{MAX_SOCKET_PATH, socket_name};
 use kv_protocol::{Eviction, FailureTimeout, ServerId};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) redis_port: Option<String>,
     /// The time after which a server gives up the request of a Redis client.
     pub(crate) redis_deadline: Duration,
+    /// The directory of the servers' Unix-domain sockets, or `none`, as written.
+    pub(crate) unix: Option<String>,
     pub(crate) net: NetEngine,
     /// The silence after which a server is suspected. The duration of leases depends on this setting, so all processes
     /// must use the same value.
@@ -55,6 +59,7 @@ impl Default for Settings {
             orphan_timeout: ORPHAN_TIMEOUT,
             redis_port: None,
             redis_deadline: DEFAULT_DEADLINE,
+            unix: None,
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
             remote_dir: REMOTE_DIR.to_owned(),
@@ -78,6 +83,7 @@ impl Settings {
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             redis_port: args.redis_port.clone().or_else(|| self.redis_port.clone()),
             redis_deadline: args.redis_deadline.unwrap_or(self.redis_deadline),
+            unix: args.unix.clone().or_else(|| self.unix.clone()),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
             remote_dir: args.remote_dir.clone().unwrap_or_else(|| self.remote_dir.clone()),
@@ -129,6 +135,36 @@ impl Settings {
         }
     }
 
+    /// Returns the directory of the servers' sockets, if they have any.
+    pub(crate) fn unix_dir(&self) -> Option<&Path> {
+        self.unix.as_deref().filter(|dir| *dir != "none").map(Path::new)
+    }
+
+    /// Checks that the path of every server's socket is short enough, and that the directory exists if servers run on
+    /// this machine. The servers on other hosts check theirs.
+    ///
+    /// # Errors
+    /// The words for the user.
+    pub(crate) fn check_unix(&self, file: &ClusterFile) -> Result<(), String> {
+        let Some(dir) = self.unix_dir() else { return Ok(()) };
+        let shown = dir.display();
+        let last = file.servers.iter().map(|line| line.id).max().unwrap_or_default();
+        let path = dir.join(socket_name(last));
+        let bytes = path.as_os_str().len();
+        if bytes > MAX_SOCKET_PATH {
+            return Err(format!(
+                "--unix {shown}: the path {} has {bytes} bytes, and the path of a socket has at most \
+                 {MAX_SOCKET_PATH}; choose a directory with a shorter path",
+                path.display()
+            ));
+        }
+        let is_here = file.servers.iter().any(|line| line.host == Host::Local);
+        match is_here && !dir.is_dir() {
+            true => Err(format!("--unix {shown} is not a directory; create it first")),
+            false => Ok(()),
+        }
+    }
+
     /// Returns a warning if the policy of eviction has no effect.
     pub(crate) fn useless_eviction(&self) -> Option<String> {
         let is_useless =
@@ -143,7 +179,7 @@ impl Settings {
     }
 
     /// Returns every setting as its flag and its value, or `None` if it was not given.
-    fn flags(&self) -> [(&'static str, Option<String>); 12] {
+    fn flags(&self) -> [(&'static str, Option<String>); 13] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
             ("--on-double-fault", Some(self.on_double_fault.to_string())),
@@ -153,6 +189,7 @@ impl Settings {
             ("--orphan-timeout", seconds(self.orphan_timeout)),
             ("--redis-port", self.redis_port.clone()),
             ("--redis-deadline", seconds(self.redis_deadline)),
+            ("--unix", self.unix.clone()),
             ("--net", Some(self.net.to_string())),
             ("--failure-timeout", seconds(self.failure_timeout)),
             ("--remote-dir", Some(self.remote_dir.clone())),
@@ -283,6 +320,29 @@ mod tests {
             let flag = format!("--redis-port={wrong}");
             assert!(Args::try_parse_from(["coord", "-C", "file", &flag]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_directory_of_sockets_is_absolute_exists_and_has_a_short_path() {
+        let file = |host: &str| {
+            ClusterFile::parse(&format!("3\n{0} 0 0 0\n{0} 0 0 0\n{0} 0 0 0\n", host)).unwrap()
+        };
+        let (here, there) = (file("localhost"), file("kv@db"));
+        let settings = |dir: &str| Settings::default().with(&given(&format!(" --unix {dir}")));
+        let check = |dir: &str, file| settings(dir).check_unix(file);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        assert_eq!(check(path, &here), Ok(()));
+        let missing = format!("{path}/none");
+        assert!(check(&missing, &here).unwrap_err().contains("create it first"));
+        assert_eq!(check(&missing, &there), Ok(()), "the servers look for it on their host");
+        let longest = format!("/{}", "d".repeat(MAX_SOCKET_PATH - "//server_2.sock".len()));
+        assert_eq!(check(&longest, &there), Ok(()));
+        assert!(check(&format!("{longest}d"), &there).unwrap_err().contains("at most 107"));
+        let kept = settings(path).with(&given(""));
+        assert_eq!((kept.unix_dir(), kept.shown()["unix"].as_str()), (Some(dir.path()), path));
+        assert_eq!(kept.with(&given(" --unix none")).unix_dir(), None);
+        assert!(Args::try_parse_from(["coord", "-C", "file", "--unix=run/kv"]).is_err());
     }
 
     #[test]

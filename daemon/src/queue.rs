@@ -77,7 +77,7 @@ struct Shared {
 }
 
 impl Queue {
-    /// Starts the writer thread. `prepare` runs on it first.
+    /// Starts the writer thread. `prepare` runs on it first, and has ended when this function returns.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -89,10 +89,14 @@ impl Queue {
         let (lines, waiting) = bounded(MAX_LINES);
         let queue = Queue { lines, shared: Arc::default() };
         let shared = Arc::clone(&queue.shared);
+        let (preparing, is_prepared) = bounded::<()>(0);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             prepare();
+            drop(preparing);
             write_lines(&waiting, &shared, sink);
         })?;
+        // Nothing is ever sent: the wait ends when the thread drops its end.
+        let _ = is_prepared.recv();
         Ok(queue)
     }
 
@@ -311,6 +315,18 @@ mod tests {
         let taken = Arc::default();
         let sink = Gate { open: opened, taken: Arc::clone(&taken) };
         (open, Queue::start("test", sink, || {}).unwrap(), taken)
+    }
+
+    #[test]
+    fn the_thread_is_prepared_when_the_queue_has_started() {
+        let prepared = Arc::new(AtomicBool::new(false));
+        let to = Arc::clone(&prepared);
+        let prepare = move || {
+            std::thread::yield_now();
+            to.store(true, Ordering::Relaxed);
+        };
+        let _queue = Queue::start("test", StandardError, prepare).unwrap();
+        assert!(prepared.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -181,9 +181,10 @@ impl From<Error> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let status = match error {
-            OpenError::Resolve { .. } | OpenError::NoAddress { .. } | OpenError::System { .. } => {
-                KVC_UNAVAILABLE
-            }
+            OpenError::Resolve { .. }
+            | OpenError::NoAddress { .. }
+            | OpenError::Sockets { .. }
+            | OpenError::System { .. } => KVC_UNAVAILABLE,
             _ => KVC_INVALID,
         };
         Failure::new(status, error.to_string())

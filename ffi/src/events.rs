@@ -47,7 +47,8 @@ pub struct kvc_event {
     pub reserved: u32,
     /// The revision of the map for KVC_EVENT_MAP_CHANGED; else zero.
     pub revision: u64,
-    /// The address of the server, or of the sender of the map, as "host:port"; NULL if there is none.
+    /// The address of the server, or of the sender of the map, as "host:port", or as "unix:PATH" if it was reached by its
+    /// Unix-domain socket; NULL if there is none.
     pub address: *const c_char,
     /// The event as one line of text, without a line end. Never NULL.
     pub words: *const c_char,
@@ -70,7 +71,7 @@ struct Parts {
     kind: u32,
     server: Option<ServerId>,
     revision: u64,
-    address: Option<SocketAddr>,
+    address: Option<String>,
     words: String,
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
         let Argument(context) = &argument;
         let Some(parts) = parts(event) else { return };
         let words = c_text(parts.words);
-        let address = parts.address.map(|address| c_text(address.to_string()));
+        let address = parts.address.map(c_text);
         let event = kvc_event {
             size: u32::try_from(size_of::<kvc_event>()).unwrap_or(u32::MAX),
             kind: parts.kind,
@@ -99,38 +100,47 @@ pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
 
 /// Returns the parts of an event, or `None` if this interface has no such kind of event.
 fn parts(event: &Event<'_>) -> Option<Parts> {
-    let of = |kind, server, address, words| Parts { kind, server, revision: 0, address, words };
-    let at = |address: Option<SocketAddr>| match address {
+    let of = |kind, server: Option<&ServerId>, address: Option<String>, words| Parts {
+        kind,
+        server: server.copied(),
+        revision: 0,
+        address,
+        words,
+    };
+    let at = |address: &Option<SocketAddr>| match address {
         Some(address) => format!(" at {address}"),
         None => String::new(),
     };
-    Some(match *event {
+    let shown = |address: &Option<SocketAddr>| address.map(|address| address.to_string());
+    Some(match event {
         Event::ConnectionOpened { server, address } => {
             let words = format!("connected to server {server} at {address}");
-            of(KVC_EVENT_CONNECTION_OPENED, Some(server), Some(address), words)
+            of(KVC_EVENT_CONNECTION_OPENED, Some(server), Some(address.to_string()), words)
         }
         Event::ConnectionLost { server, address, why } => {
             let words = format!("connection to server {server} at {address} lost: {why}");
-            of(KVC_EVENT_CONNECTION_LOST, Some(server), Some(address), words)
+            of(KVC_EVENT_CONNECTION_LOST, Some(server), Some(address.to_string()), words)
         }
         Event::ConnectionClosed { server, address, why } => {
             let words = format!("connection to server {server} at {address} closed: {why}");
-            of(KVC_EVENT_CONNECTION_CLOSED, Some(server), Some(address), words)
+            of(KVC_EVENT_CONNECTION_CLOSED, Some(server), Some(address.to_string()), words)
         }
         Event::MapChanged { revision, source } => {
             let words = format!("map {revision} received from {source}");
-            let parts = of(KVC_EVENT_MAP_CHANGED, None, Some(source), words);
+            let parts = of(KVC_EVENT_MAP_CHANGED, None, Some(source.to_string()), words);
             Parts { revision: revision.0, ..parts }
         }
         Event::ServerUp { server, address } => {
             let words = format!("server {server}{} is up", at(address));
-            of(KVC_EVENT_SERVER_UP, Some(server), address, words)
+            of(KVC_EVENT_SERVER_UP, Some(server), shown(address), words)
         }
         Event::ServerDown { server, address, why } => {
             let words = format!("server {server}{} is not up: {why}", at(address));
-            of(KVC_EVENT_SERVER_DOWN, Some(server), address, words)
+            of(KVC_EVENT_SERVER_DOWN, Some(server), shown(address), words)
         }
-        Event::InDoubt { server, error } => of(KVC_EVENT_IN_DOUBT, server, None, error.to_string()),
+        Event::InDoubt { server, error } => {
+            of(KVC_EVENT_IN_DOUBT, server.as_ref(), None, error.to_string())
+        }
         Event::SessionBegunAnew { why } => {
             of(KVC_EVENT_SESSION_BEGUN, None, None, format!("{why}; a new session begins"))
         }

@@ -43,6 +43,7 @@ pub mod scan_token;
 pub mod session;
 pub mod size;
 pub mod status;
+pub mod unix;
 pub mod update;
 pub mod view;
 

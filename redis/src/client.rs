@@ -1,6 +1,8 @@
 //! The state of a Redis connection that commands read and change, and what they know of the server.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use kv_protocol::eviction::Eviction;
 use kv_protocol::ids::{ClusterId, WallTime};
@@ -34,15 +36,33 @@ pub struct Client {
     /// The keys since WATCH.
     pub watched: Vec<Watched>,
     /// The address of the client; `None` for a connection without one.
-    pub peer: Option<SocketAddr>,
+    pub peer: Option<End>,
     /// The address of the server's side.
-    pub local: Option<SocketAddr>,
+    pub local: Option<End>,
     /// The time when the connection began.
     pub connected: WallTime,
     /// True after CLIENT NO-EVICT ON. It is only shown.
     pub is_kept: bool,
     /// True after CLIENT NO-TOUCH ON. It is only shown.
     pub touches_nothing: bool,
+}
+
+/// The address of one end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// An IP address and a port.
+    Ip(SocketAddr),
+    /// The path of a Unix-domain socket; both ends have the same.
+    Unix(Arc<str>),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Ip(address) => write!(f, "{address}"),
+            End::Unix(path) => write!(f, "{path}:0"),
+        }
+    }
 }
 
 /// The replies that a connection sends (CLIENT REPLY).
@@ -87,8 +107,8 @@ impl Client {
         *self = Client {
             id: self.id,
             copies: self.copies,
-            peer: self.peer,
-            local: self.local,
+            peer: self.peer.take(),
+            local: self.local.take(),
             connected: self.connected,
             library: std::mem::take(&mut self.library),
             ..Client::default()

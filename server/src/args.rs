@@ -53,6 +53,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_redis_deadline)]
     pub redis_deadline: Duration,
 
+    /// Directory of the Unix-domain socket for clients, `server_ID.sock` with mode 0660. It speaks what the port for
+    /// clients speaks. A socket that a dead server left is replaced. The socket is removed at an orderly stop.
+    #[arg(long, value_name = "DIR")]
+    pub unix: Option<PathBuf>,
+
     /// Id of this server: its place in the ring, counted from 0.
     #[arg(short = 'S', long, value_name = "ID")]
     pub id: u16,

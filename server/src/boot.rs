@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
+use kv_protocol::unix::{UNIX_PREFIX, socket_name};
 use kv_shard::{ConnectionMemory, Identity, Port};
 use rustix::process::DumpableBehavior;
 
@@ -28,7 +30,8 @@ use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
 use crate::statistics::Statistics;
 use crate::{
-    aside, key_file, load, log, mailbox, memory, probe, slice, statistics, supervisor, watch,
+    aside, key_file, load, log, mailbox, memory, probe, slice, statistics, supervisor, unix_socket,
+    watch,
 };
 
 /// The number of tables of a shard, all of which share the memory limit: the primary table and the secondary table.
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
                 // If this process ends at once, the process that started it reads the reason from standard error.
                 let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
             }
+            unix_socket::remove();
             log::flush(fatal::LAST_LINE);
             ExitCode::from(error.exit().code())
         }
@@ -70,6 +74,8 @@ struct Listeners {
     coord: TcpListener,
     /// The one for Redis clients only, if there is one.
     redis: Option<TcpListener>,
+    /// The Unix-domain socket for clients, if there is one, and its path.
+    unix: Option<(OwnedFd, PathBuf)>,
 }
 
 fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
@@ -113,11 +119,15 @@ fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
     let statistics = Statistics::new(args.shards, bounds, connection_memory);
     statistics.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();
-    let Listeners { clients, servers, coord, redis } = listeners;
-    let mut listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    let Listeners { clients, servers, coord, redis, unix } = listeners;
+    let mut listeners = vec![(clients.into(), Port::Clients), (servers.into(), Port::Servers)];
     if let Some(redis) = redis {
         tracing::info!("Redis clients only on port {}", port_of(&redis)?);
-        listeners.push((redis, Port::Redis));
+        listeners.push((redis.into(), Port::Redis));
+    }
+    if let Some((unix, path)) = unix {
+        tracing::info!("clients also on {UNIX_PREFIX}{}", path.display());
+        listeners.push((unix, Port::Clients));
     }
     let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
     // This comes before the server reports its start: a server that a view names must have the data.
@@ -206,7 +216,7 @@ fn start_executors(
     identity: Identity,
     statistics: &Arc<Statistics>,
     map: &Arc<KnownMap>,
-    mut listeners: Vec<(TcpListener, Port)>,
+    mut listeners: Vec<(OwnedFd, Port)>,
 ) -> Result<Vec<mailbox::Sender<ShardMessage>>, Fatal> {
     let system = |error| Fatal::System { doing: "create the mailboxes of the executors", error };
     let mut mailboxes = Vec::new();
@@ -238,8 +248,11 @@ fn start_executors(
 fn listen(args: &Args) -> Result<Listeners, Fatal> {
     let ip = args.listen_address();
     let redis = args.redis_port.map(|port| probe::listen(ip, port, "Redis clients")).transpose()?;
+    let unix = args.unix.as_ref().map(|dir| dir.join(socket_name(ServerId(args.id))));
+    let unix = unix.map(|path| unix_socket::listen(&path).map(|socket| (socket, path)));
     Ok(Listeners {
         redis,
+        unix: unix.transpose()?,
         clients: probe::listen(ip, args.clients_port, "clients")?,
         servers: probe::listen(ip, args.servers_port, "servers")?,
         coord: probe::listen(ip, args.coord_port, "the coordinator's orders")?,

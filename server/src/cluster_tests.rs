@@ -1,7 +1,7 @@
 //! Tests of three servers in one process: real executors, real sockets on loopback, orders given directly.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,8 +77,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         session_idle: SESSION_IDLE,
         long_value: kv_shard::LONG_VALUE,
     };
-    let mut listeners: Vec<(TcpListener, Port)> =
-        vec![(clients, Port::Clients), (servers, Port::Servers)];
+    let mut listeners = vec![(clients.into(), Port::Clients), (servers.into(), Port::Servers)];
     for (shard, inbox) in (0..placement.shards()).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },

@@ -1,6 +1,6 @@
 //! One executor: a thread and its shard. The network engine (net/) serves the shard until the process ends.
 
-use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) struct ExecutorConfig {
     /// The time after which a request of a Redis client is given up.
     pub(crate) redis_deadline: Duration,
     /// The sockets on which this executor accepts connections.
-    pub(crate) listeners: Vec<(TcpListener, Port)>,
+    pub(crate) listeners: Vec<(OwnedFd, Port)>,
 }
 
 /// Starts the thread of a shard. The thread runs until the process ends.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use kv_protocol::exit_code::ServerExit;
 
 use crate::log::{self, NoLog};
+use crate::unix_socket;
 use crate::watchdog::Stalled;
 
 /// The maximum time to wait until the last log line is written.
@@ -117,6 +118,14 @@ pub enum Fatal {
         /// The remedy.
         advice: String,
     },
+    /// The Unix-domain socket for clients cannot be made.
+    #[error("cannot listen on the Unix-domain socket {path}: {reason}")]
+    UnixSocket {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The error, with advice.
+        reason: String,
+    },
     /// The name of the coordinator's host cannot be resolved.
     #[error("cannot look up the coordinator's host {host}: {error}; check -h")]
     CoordinatorHost {
@@ -186,7 +195,7 @@ impl Fatal {
             Fatal::Key { .. } => ServerExit::Key,
             Fatal::Uring(NoUring::Memlock { .. }) => ServerExit::Memlock,
             Fatal::Uring(_) => ServerExit::IoUring,
-            Fatal::Listen { .. } => ServerExit::Listen,
+            Fatal::Listen { .. } | Fatal::UnixSocket { .. } => ServerExit::Listen,
             Fatal::CoordinatorHost { .. } => ServerExit::CoordinatorHost,
             Fatal::Executor { .. } => ServerExit::Executor,
             Fatal::System { .. } => ServerExit::System,
@@ -204,8 +213,9 @@ impl Fatal {
     }
 }
 
-/// Ends the process after its log is written, or after [`LAST_LINE`].
+/// Ends the process after its log is written, or after [`LAST_LINE`]. Removes its Unix-domain socket first.
 pub(crate) fn end(exit: ServerExit) -> ! {
+    unix_socket::remove();
     log::flush(LAST_LINE);
     std::process::exit(exit.code().into())
 }

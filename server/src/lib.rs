@@ -39,6 +39,7 @@ mod probe;
 mod slice;
 mod statistics;
 mod supervisor;
+mod unix_socket;
 mod watch;
 mod watchdog;
 

@@ -56,7 +56,7 @@ fn init(queue: Queue) {
 }
 
 /// Gives the log's thread a separate descriptor table. It has no sockets, because logging starts before the first
-/// socket is opened. A thread that waits for a frozen file system survives even SIGKILL, but the connections of its
+/// socket is opened, and starts only when the table is separate. A thread that waits for a frozen file system survives even SIGKILL, but the connections of its
 /// process must be closed.
 fn own_descriptors() {
     // SAFETY: the flag is valid, and a thread may always leave its shared descriptor table. The call opens and closes

@@ -14,7 +14,7 @@ use crate::net::uring;
 /// The part of RLIMIT_MEMLOCK that glommio requires for each executor, even if the kernel does not.
 const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
 /// The maximum number of connections that wait to be accepted.
-const BACKLOG: i32 = 1_024;
+pub(crate) const BACKLOG: i32 = 1_024;
 
 /// Checks that the network engine uring can be used: io_uring is allowed and has the features that the engine needs,
 /// and the memory that glommio requires may be locked.

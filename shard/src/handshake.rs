@@ -16,6 +16,7 @@ use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
+use kv_redis::client::End;
 
 /// The maximum number of connections of one port and shard that have not completed their hello. When another one
 /// arrives, the oldest is closed, so that silent connections cannot block others.
@@ -65,7 +66,12 @@ pub(crate) struct Handshake {
     deadline: Time,
     wanted: Option<ShardId>,
     next: ShardId,
+    /// The addresses of both ends, if a Redis client may ask for them.
+    pub(crate) ends: Option<Box<Ends>>,
 }
+
+/// The addresses of both ends of a connection, the peer's first; `None` if one is unknown.
+pub(crate) type Ends = (Option<End>, Option<End>);
 
 impl Handshake {
     /// Creates the state of a connection accepted at `now`. `next` is the shard that takes the next Redis client: each
@@ -73,7 +79,7 @@ impl Handshake {
     pub(crate) fn new(now: Time, port: Port, next: ShardId) -> Handshake {
         let deadline = now + HELLO_DEADLINE;
         let wanted = (port == Port::Redis).then_some(next);
-        Handshake { port, received: Vec::new(), deadline, wanted, next }
+        Handshake { port, received: Vec::new(), deadline, wanted, next, ends: None }
     }
 
     /// Processes received bytes. If the first frame names no existing shard, the shard `here` takes the connection and

@@ -34,6 +34,8 @@
 //!   may also change the fates of other connections, which then become dirty. The driver carries out the fate: read, do
 //!   not read, shut down, close the socket (then `close`), or hand the socket over. For this shard it calls
 //!   `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
+//! - If `shows_ends` is true, a driver that knows the addresses of both ends calls `set_ends` before `adopt_accepted`, or
+//!   between `adopt` and `handle_bytes`.
 //! - Inputs that can affect a lease, a deadline or a back-off take `now`. The others only set a value.
 //! - `service.poll_timeout` and `service.poll_dial` return when `handle_tick` and `due_dials` have work next.
 //! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.
@@ -80,6 +82,7 @@ pub use connection_table::ConnectionTable;
 pub use dial::{DialTarget, LinkId};
 pub use event::{Event, EventKind};
 pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
+pub use kv_redis::client::End;
 pub use load::{DumpedEntries, LoadPiece};
 pub use log_limit::LogLimit;
 pub use output::LONG_VALUE;

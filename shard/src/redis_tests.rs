@@ -12,6 +12,7 @@ use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::Placement;
 use kv_protocol::view::{Peer, View};
+use kv_redis::client::End;
 
 use crate::dial::DialTarget;
 use crate::handshake::Port;
@@ -101,6 +102,27 @@ fn a_pipeline_gets_its_replies_in_order_and_reads_its_own_writes() {
     let early = take_output(&mut pair.primary, client);
     assert_eq!(early, b"", "a reply was sent before the write has its second copy");
     assert_eq!(replies(&mut pair, client), "+OK\r\n$1\r\n1\r\n+PONG\r\n+OK\r\n");
+}
+
+#[test]
+fn the_first_command_of_a_connection_sees_the_addresses_of_its_ends() {
+    let (mut pair, _) = joined();
+    let end = || Some(End::Unix("/run/kv/server_0.sock".into()));
+    let expected = "addr=/run/kv/server_0.sock:0 laddr=/run/kv/server_0.sock:0 fd=0 name= age=0 ";
+    let info = commands(&["CLIENT INFO"]);
+    let accepted = pair.primary.open_accepted(NOW, Port::Clients);
+    assert!(!pair.primary.shows_ends(accepted), "the protocol is unknown");
+    pair.primary.handle_bytes(NOW, accepted, &info);
+    assert!(pair.primary.shows_ends(accepted));
+    pair.primary.set_ends(NOW, accepted, (end(), end()));
+    pair.primary.adopt_accepted(NOW, accepted);
+    let shown = replies(&mut pair, accepted);
+    assert!(shown.contains(expected), "{shown}");
+    let handed_over = pair.primary.adopt(NOW, Port::Redis, &[]);
+    pair.primary.set_ends(NOW, handed_over, (end(), end()));
+    pair.primary.handle_bytes(NOW, handed_over, &info);
+    let shown = replies(&mut pair, handed_over);
+    assert!(shown.contains(expected), "{shown}");
 }
 
 #[test]

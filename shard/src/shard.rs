@@ -12,6 +12,7 @@ use std::time::Duration;
 use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time, WallTime};
+use kv_redis::client::End;
 
 use crate::address::Address;
 use crate::connection::Connection;
@@ -139,8 +140,15 @@ impl Shard {
     pub fn adopt_accepted(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_handshake(id) {
             let address = self.receiver(id).map_or(Address::UNKNOWN, |receiver| receiver.address);
+            let ends = match self.input(id) {
+                Some(Input::Handshake(handshake)) => handshake.ends.take(),
+                _ => None,
+            };
             self.put(id, input_of(port, now, id));
             self.set_address(id, address);
+            if let Some(ends) = ends {
+                self.set_ends(now, id, *ends);
+            }
             self.handle_bytes(now, id, &received);
         }
     }
@@ -530,6 +538,25 @@ impl Shard {
             if let Input::Client(connection) = &mut receiver.input {
                 connection.set_address(from);
             }
+        }
+    }
+
+    /// Returns whether the client of a connection may ask for the addresses of its ends.
+    pub fn shows_ends(&mut self, id: ConnectionId) -> bool {
+        match self.input(id) {
+            Some(Input::Handshake(handshake)) => handshake.port == Port::Redis,
+            Some(Input::Redis(_)) => true,
+            Some(Input::Client(_) | Input::Peer(_) | Input::Link(_)) | None => false,
+        }
+    }
+
+    /// Sets the addresses of both ends of a connection, the peer's first.
+    pub fn set_ends(&mut self, now: Time, id: ConnectionId, ends: (Option<End>, Option<End>)) {
+        let connected = self.service.wall(now);
+        match self.input(id) {
+            Some(Input::Handshake(handshake)) => handshake.ends = Some(Box::new(ends)),
+            Some(Input::Redis(connection)) => connection.set_ends(ends, connected),
+            Some(Input::Client(_) | Input::Peer(_) | Input::Link(_)) | None => {}
         }
     }
 

@@ -11,4 +11,5 @@ mod faults;
 mod hostile_bytes;
 mod hostile_load;
 mod narrow_link;
+mod unix_sockets;
 mod watchdog;

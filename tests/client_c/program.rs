@@ -31,6 +31,26 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
 }
 
 #[test]
+fn a_c_program_reaches_the_cluster_by_the_sockets_of_its_servers() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let cluster =
+        Cluster::builder().flag("--unix").flag(dir.path().to_str().expect("UTF-8")).start();
+    let workshop = Workshop::open();
+    let program = workshop.compile_shared(&root().join("examples/c/hello.c"), &[]);
+    let endpoint = format!("unix:{}", dir.path().display());
+    let ended = workshop.run(&program, &[&endpoint]).with_code(0);
+    assert!(
+        ended.stdout.starts_with("stored on 2 servers\nread: hello (5 bytes)"),
+        "{}",
+        ended.stdout
+    );
+    cluster.stop();
+    let ended = workshop.run(&program, &[&endpoint]).with_code(1);
+    assert!(ended.stderr.contains("KVC_UNAVAILABLE"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("server_ID.sock"), "{}", ended.stderr);
+}
+
+#[test]
 fn the_example_reports_that_the_cluster_cannot_be_reached() {
     let workshop = Workshop::open();
     let program = workshop.compile_shared(&root().join("examples/c/hello.c"), &[]);

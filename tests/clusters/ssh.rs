@@ -74,6 +74,23 @@ fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
 }
 
 #[test]
+fn a_server_behind_ssh_listens_in_the_directory_of_sockets_on_its_host() {
+    let dir = tempfile::Builder::new().prefix("kv sock-").tempdir().expect("make a directory");
+    let sshd = Sshd::start();
+    let path = dir.path().to_str().expect("a path in UTF-8");
+    let mut cluster = sshd.cluster().flag("--unix").flag(path).start();
+    let socket = dir.path().join(format!("server_{REMOTE}.sock"));
+    let stream = std::os::unix::net::UnixStream::connect(&socket).expect("connect");
+    let server = rustix::net::sockopt::socket_peercred(&stream).expect("the process");
+    assert_eq!(u32::try_from(server.pid.as_raw_nonzero().get()), Ok(cluster.server_pid(REMOTE)));
+    let endpoint = format!("unix:{path}");
+    programs::run(programs::CLIENT, ["-h", &endpoint], &operations(50), TIMEOUT).with_code(0);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    assert!(!socket.exists(), "the socket was left");
+}
+
+#[test]
 fn a_cluster_with_a_remote_server_is_restored_from_the_collected_dumps() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();

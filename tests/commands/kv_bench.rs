@@ -64,6 +64,29 @@ fn a_fill_writes_every_key_of_every_shard() {
 }
 
 #[test]
+fn a_cluster_can_be_loaded_over_the_sockets_of_its_servers() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = dir.path().to_str().expect("a path in UTF-8");
+    let cluster = Cluster::builder().flag("--unix").flag(path).start();
+    let line = "--load --keys 200 --connections 3 --depth 4 --warm-up 0.1 --count 1000 --json";
+    for target in [
+        format!("kv://unix:{path}"),
+        format!("kv+wire://unix:{path}"),
+        format!("redis://unix:{path}/server_1.sock"),
+    ] {
+        let report = json(&bench(&target, line).with_code(0));
+        assert_eq!(
+            (&report["operations"], &report["failed"]),
+            (&1_000.into(), &0.into()),
+            "{report}"
+        );
+    }
+    cluster.stop();
+    let ended = bench(&format!("kv+wire://unix:{path}"), line).with_code(1);
+    assert!(ended.stderr.contains("find a server's socket"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_single_group_can_be_loaded() {
     let cluster = Cluster::start();
     let target = format!("kv://{}", cluster.endpoint());

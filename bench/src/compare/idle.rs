@@ -1,8 +1,5 @@
 //! The part P13, memory: what an idle connection of either protocol costs a server.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-
 use anyhow::{Context as _, bail};
 use kv_protocol::ids::{ClientId, GroupId, SequenceNumber, ShardId};
 use kv_protocol::map::Map;
@@ -13,6 +10,7 @@ use super::report::{Idle, Measured, RESP};
 use super::sides::{Ground, Who};
 use crate::cluster_map;
 use crate::driver::{Outcome, Request};
+use crate::stream::{Address, Stream, TIMEOUT};
 use crate::target::Target;
 use crate::wire::Wire;
 use crate::wire::kv::{Kv, WriteKind};
@@ -51,7 +49,7 @@ pub(super) fn run(
             let with = || format!("idle connections of {}, {protocol}", who.name());
             let side = ground.start(who)?;
             let address = Target::parse(&side.url).map_err(anyhow::Error::msg)?.resolve()?;
-            let server = Server::new(address, side.pids[0])?;
+            let server = Server::new(&address, side.pids[0])?;
             let bytes = match protocol {
                 RESP => server.growth(effort, |at| server.connect_resp(at)),
                 _ => server.growth(effort, |at| server.connect_native(at)),
@@ -66,16 +64,16 @@ pub(super) fn run(
 /// The server of group 0, to which all connections are made.
 struct Server {
     pid: u32,
-    address: SocketAddr,
+    address: Address,
     map: Map,
     /// A key of each group, beginning with group 0.
     keys: Vec<Vec<u8>>,
 }
 
 impl Server {
-    fn new(coordinator: SocketAddr, pid: u32) -> anyhow::Result<Server> {
+    fn new(coordinator: &Address, pid: u32) -> anyhow::Result<Server> {
         let map = cluster_map::fetch(coordinator)?;
-        let address = cluster_map::address(&map, cluster_map::primary(&map, 0)?)?;
+        let address = Address::Tcp(cluster_map::address(&map, cluster_map::primary(&map, 0)?)?);
         let placement = map.placement();
         let key_of = |group: u16| {
             let mut keys = (0u32..).map(|number| format!("idle {number}").into_bytes());
@@ -89,10 +87,10 @@ impl Server {
     fn growth(
         &self,
         effort: &Effort,
-        connect: impl Fn(u32) -> anyhow::Result<TcpStream>,
+        connect: impl Fn(u32) -> anyhow::Result<Stream>,
     ) -> anyhow::Result<f64> {
         let first = first_connections(effort);
-        let mut open: Vec<TcpStream> = (0..first).map(&connect).collect::<anyhow::Result<_>>()?;
+        let mut open: Vec<Stream> = (0..first).map(&connect).collect::<anyhow::Result<_>>()?;
         let before = resident_bytes(self.pid)?;
         for at in first..first + effort.idle {
             open.push(connect(at)?);
@@ -105,8 +103,8 @@ impl Server {
     }
 
     /// Opens connection number `at` of RESP, and reads a key of each group. The first connection writes the keys.
-    fn connect_resp(&self, at: u32) -> anyhow::Result<TcpStream> {
-        let stream = cluster_map::connect(self.address)?;
+    fn connect_resp(&self, at: u32) -> anyhow::Result<Stream> {
+        let stream = self.address.connect()?;
         let mut wire = Resp::new(0);
         for key in &self.keys {
             if at == 0 {
@@ -118,11 +116,11 @@ impl Server {
     }
 
     /// Opens connection number `at` of the native protocol, and reads a key of group 0. The first connection writes it.
-    fn connect_native(&self, at: u32) -> anyhow::Result<TcpStream> {
+    fn connect_native(&self, at: u32) -> anyhow::Result<Stream> {
         let client = ClientId(u128::from(at) + 1);
         let key = &self.keys[0];
         let shard: ShardId = self.map.placement().locate(key).1;
-        let (stream, welcome) = cluster_map::join(self.address, client, shard)?;
+        let (stream, welcome) = cluster_map::join(&self.address, client, shard)?;
         let start = welcome.starts.iter().find(|start| start.group == GroupId(0));
         let begun = start.map_or(SequenceNumber::ZERO, |start| start.committed);
         let mut wire = Kv::new(self.map.views[0].version, begun, WriteKind::Put);
@@ -136,7 +134,7 @@ impl Server {
 
 /// Sends one request and waits for its reply. A read must return [`VALUE`].
 fn ask(
-    mut stream: &TcpStream,
+    stream: &Stream,
     wire: &mut impl Wire,
     key: &[u8],
     value: Option<&[u8]>,
@@ -144,7 +142,7 @@ fn ask(
     let mut bytes = Vec::new();
     wire.request(&Request { slot: 0, key, value }, &mut bytes);
     wire.end_batch(&mut bytes);
-    stream.set_read_timeout(Some(cluster_map::TIMEOUT))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&bytes)?;
     let (mut input, mut scratch) = (Vec::new(), [0; 1 << 10]);
     loop {

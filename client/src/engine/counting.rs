@@ -4,6 +4,7 @@ use kv_protocol::ids::ServerId;
 use kv_protocol::map::ServerState;
 
 use super::Engine;
+use crate::address::Address;
 use crate::connection::{Connection, Target};
 use crate::error::Error;
 use crate::events::Event;
@@ -113,8 +114,8 @@ impl Engine {
     }
 
     /// Counts and reports a connection to a shard that has received WELCOME. Ignores a connection for the map.
-    pub(super) fn note_opened(&mut self, target: Target) {
-        if let Target::Shard { member, address, .. } = target {
+    pub(super) fn note_opened(&mut self, target: Target, address: Address) {
+        if let Target::Shard { member, .. } = target {
             let server = member.server;
             self.counts.of(server).opened += 1;
             self.options.events.tell(&Event::ConnectionOpened { server, address });
@@ -125,10 +126,10 @@ impl Engine {
     /// map, only adds its counters to those for the map.
     pub(super) fn note_closed(&mut self, connection: &Connection, end: &End<'_>) {
         let traffic = connection.traffic();
-        let Target::Shard { member, address, .. } = connection.target else {
+        let Target::Shard { member, .. } = connection.target else {
             return self.counts.for_maps.add(&traffic);
         };
-        let server = member.server;
+        let (server, address) = (member.server, connection.address.clone());
         let counts = self.counts.of(server);
         counts.traffic.add(&traffic);
         let event = match *end {

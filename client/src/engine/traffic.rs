@@ -5,12 +5,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kv_protocol::client_message::{Refusal, Response, Status, Welcome, opcode, read_map_response};
 use kv_protocol::escape;
 use kv_protocol::frame::{FrameBuffer, HEADER_BYTES};
-use kv_protocol::ids::{ClientId, Epoch, GroupId, MapRevision, RequestId, ShardId};
+use kv_protocol::ids::{ClientId, Epoch, GroupId, MapRevision, Member, RequestId, ShardId};
 use kv_protocol::map::MapServer;
 use kv_protocol::session::Session;
 
@@ -18,6 +20,7 @@ use super::Engine;
 use super::counting::End;
 use super::scanning::{is_valid_page, progress};
 use super::updating::{conflict, has_all_results, logged_failure, rejection};
+use crate::address::Address;
 use crate::completion::{Ends, Reply};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
@@ -68,10 +71,12 @@ impl Engine {
             Target::Shard { client, .. } => !self.is_in_use(client),
             Target::Map { .. } => false,
         };
+        let path = self.socket_of(&target);
         let opened = loop {
             let poller = &self.poller;
             let opened = self.connections.try_insert_with(|token| {
-                let mut connection = Connection::open(target, hello, token, poller, now)?;
+                let path = path.clone();
+                let mut connection = Connection::open(target, path, hello, token, poller, now)?;
                 connection.is_retired = is_retired;
                 Ok::<_, io::Error>(connection)
             });
@@ -84,6 +89,21 @@ impl Engine {
         self.by_target.insert(target, token);
         self.wake_by(now + self.options.connect_timeout);
         Ok(token)
+    }
+
+    /// Returns the Unix-domain socket by which a target may be reached.
+    fn socket_of(&self, target: &Target) -> Option<Arc<Path>> {
+        match *target {
+            Target::Shard { member, .. } => self.sockets.of_process(member),
+            Target::Map { place } => self.sockets.of_server(place.server?),
+        }
+    }
+
+    /// Returns the address of a process to which no connection could be opened: its socket if there is one, or else
+    /// that of the map.
+    pub(super) fn shown_address(&self, member: Member, address: SocketAddr) -> Address {
+        let path = self.sockets.of_process(member).filter(|path| path.exists());
+        path.map_or(Address::Tcp(address), Address::Unix)
     }
 
     /// Closes the connection that has been idle for longest, to free its descriptor. Returns false if none is idle.
@@ -99,8 +119,8 @@ impl Engine {
     }
 
     pub(super) fn ask_for_map(&mut self, now: Instant) {
-        let (source, address) = self.map_source.next(now);
-        match self.connect(Target::Map { address }, now) {
+        let (source, place) = self.map_source.next(now);
+        match self.connect(Target::Map { place }, now) {
             Ok(token) => self.map_source.asking(source, token, now),
             Err(error) => self.on_no_map(source, &error.to_string(), now),
         }
@@ -143,8 +163,9 @@ impl Engine {
         self.forget(&connection);
         self.note_closed(&connection, &End::Lost(why));
         let token = connection.token();
-        let (member, address) = match connection.target {
-            Target::Map { address } => {
+        let address = &connection.address;
+        let member = match connection.target {
+            Target::Map { .. } => {
                 let words = || format!("no map from {address}: {why}");
                 self.options.log.write(Level::Info, words);
                 if let Some(source) = self.map_source.source_of(token) {
@@ -155,7 +176,7 @@ impl Engine {
                 }
                 return;
             }
-            Target::Shard { member, address, .. } => (member, address),
+            Target::Shard { member, .. } => member,
         };
         let trouble = format!("server {} at {address}: {why}", member.server);
         let words = || format!("connection lost: {trouble}");
@@ -451,10 +472,14 @@ impl Engine {
             self.on_response(token, &response, None, now, ends)?;
             return Ok(Flow::GoOn);
         }
-        let target = connection.target;
+        let (target, address) = (connection.target, connection.address.clone());
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
+                // The server belongs to another cluster.
+                if !is_open && status == Status::WrongView {
+                    self.note_misled(target, &address);
+                }
                 Err(format!("it rejected the connection ({status}): {}", words(reason.as_bytes())))
             }
             opcode::WELCOME if !is_open => {
@@ -462,13 +487,16 @@ impl Engine {
                 let welcome = Welcome::read(body).map_err(nonsense)?;
                 connection.starts = welcome.starts;
                 connection.version = welcome.version;
-                self.check_welcome(target, &welcome)?;
-                self.note_opened(target);
+                if let Err(why) = self.check_welcome(target, &welcome) {
+                    self.note_misled(target, &address);
+                    return Err(why);
+                }
+                self.note_opened(target, address);
                 Ok(Flow::GoOn)
             }
             opcode::MAP_RESPONSE if is_open && is_for_map => {
                 let map = read_map_response(body).map_err(nonsense)?;
-                let words = format!("map {} received from {}", map.revision, target.address());
+                let words = format!("map {} received from {address}", map.revision);
                 let got = map.cluster;
                 let before = self.servers_to_compare();
                 if let Err(refusal) = self.router.learn(map) {
@@ -479,7 +507,7 @@ impl Engine {
                 self.other_cluster = None;
                 self.options.log.write(Level::Info, || words);
                 self.counts.maps += 1;
-                self.tell_map(before, target.address());
+                self.tell_map(before, address);
                 // Responses to the other requests for the map are no longer needed.
                 for other in self.map_source.on_map(token, self.router.servers(), now) {
                     if let Some(connection) = self.connections.remove(other) {
@@ -502,7 +530,7 @@ impl Engine {
     }
 
     /// Reports the changes of a new map as events.
-    fn tell_map(&self, before: Option<Before>, source: SocketAddr) {
+    fn tell_map(&self, before: Option<Before>, source: Address) {
         let (Some(before), Some(now)) = (before, self.router.revision()) else { return };
         if before.revision == Some(now) {
             return;
@@ -510,6 +538,13 @@ impl Engine {
         let events = &self.options.events;
         events.tell(&Event::MapChanged { revision: now.1, source });
         tell_changes(events, &before.servers, self.router.all_servers());
+    }
+
+    /// Records that another process than the intended one listens on a socket, so that its address is used from now on.
+    fn note_misled(&mut self, target: Target, address: &Address) {
+        if let (Target::Shard { member, .. }, Address::Unix(_)) = (target, address) {
+            self.sockets.note_misled(member);
+        }
     }
 
     /// Checks that the process that sent WELCOME is the intended one.

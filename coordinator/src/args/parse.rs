@@ -121,6 +121,17 @@ pub(super) fn parse_redis_ports(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Checks the form of `--unix`: `none`, or an absolute path, because the directory is on the host of each server.
+pub(super) fn parse_unix_dir(text: &str) -> Result<String, String> {
+    match text {
+        "none" => Ok(text.to_owned()),
+        _ if text.starts_with('/') => Ok(text.to_owned()),
+        _ => Err(format!(
+            "`{text}` is not an absolute path; the directory is on the host of each server, so begin it with /"
+        )),
+    }
+}
+
 /// Parses `--orphan-timeout`; zero means never.
 pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;

@@ -54,6 +54,9 @@ impl Plan {
         if self.settings.redis_deadline != DEFAULT_DEADLINE {
             flag("--redis-deadline", self.settings.redis_deadline.as_secs_f64().to_string());
         }
+        if let Some(dir) = self.settings.unix_dir() {
+            flag("--unix", dir.display().to_string());
+        }
         if self.hash_tags {
             arguments.push("--hash-tags".to_owned());
         }

@@ -141,8 +141,8 @@ fn is_type(name: &[u8]) -> Result<bool, Error> {
 
 /// Returns the addresses of the client and of the server's side.
 fn addresses(context: &Context<'_>) -> [String; 2] {
-    [context.client.peer, context.client.local]
-        .map(|address| address.map_or_else(String::new, |address| address.to_string()))
+    [&context.client.peer, &context.client.local]
+        .map(|end| end.as_ref().map_or_else(String::new, |end| end.to_string()))
 }
 
 /// Returns the description of the connection. Fields about the memory of Redis are 0.
@@ -254,13 +254,14 @@ fn unpause(_: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
 
 #[cfg(test)]
 mod tests {
+    use crate::client::End;
     use crate::testing::Door;
     use kv_protocol::ids::WallTime;
 
     fn door() -> Door {
         let mut door = Door::new();
-        door.client.peer = Some("127.0.0.1:5000".parse().unwrap());
-        door.client.local = Some("127.0.0.1:6379".parse().unwrap());
+        door.client.peer = Some(End::Ip("127.0.0.1:5000".parse().unwrap()));
+        door.client.local = Some(End::Ip("127.0.0.1:6379".parse().unwrap()));
         door.client.connected = WallTime::from_millis(1_699_999_990_000);
         door
     }
@@ -287,6 +288,19 @@ mod tests {
         assert!(door.say("client list type normal").contains("id=7 addr="));
         assert_eq!(door.say("client list id 3"), "$0");
         assert_eq!(door.say("client list type pubsub"), "$0");
+    }
+
+    #[test]
+    fn both_ends_of_a_unix_domain_socket_have_its_path() {
+        let mut door = door();
+        door.client.peer = Some(End::Unix("/run/kv/server_0.sock".into()));
+        door.client.local = door.client.peer.clone();
+        let expected = " addr=/run/kv/server_0.sock:0 laddr=/run/kv/server_0.sock:0 ";
+        assert!(door.say("client info").contains(expected));
+        door.say("reset");
+        assert!(door.say("client info").contains(expected), "RESET changes no address");
+        door.say("client kill addr /run/kv/server_0.sock:0 skipme no");
+        assert!(door.is_closed);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
 use kv_shard::{Event, Port, Shard};
 
-use super::socket::{address_of_peer, reject};
+use super::socket::{address_of_peer, ends_of, reject};
 use crate::admission::Permit;
 use crate::clock;
 use crate::known_map::KnownMap;
@@ -173,9 +173,23 @@ impl ShardContext {
         self.begin_wake_up(shard, now);
         let id = shard.adopt(now, port, &[]);
         shard.set_address(id, permit.from());
+        self.name_ends(shard, now, id, &socket);
         shard.handle_bytes(now, id, &received);
         self.want_flush();
         (id, socket, port, permit)
+    }
+
+    /// Sets the addresses of both ends of a connection, if its client can ask for them.
+    pub(crate) fn name_ends(
+        &self,
+        shard: &mut Shard,
+        now: Time,
+        id: ConnectionId,
+        socket: &OwnedFd,
+    ) {
+        if shard.shows_ends(id) {
+            shard.set_ends(now, id, ends_of(socket));
+        }
     }
 
     /// Hands a socket over to the executor of the requested shard, or rejects it if that mailbox is full.

@@ -1,6 +1,6 @@
 //! The choice of the network engine, and the interface that both engines implement.
 
-use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kv_protocol::ids::Time;
@@ -34,7 +34,7 @@ impl EngineKind {
 pub(crate) struct Prepared {
     pub(crate) context: Rc<ShardContext>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
-    pub(crate) listeners: Vec<(TcpListener, Port)>,
+    pub(crate) listeners: Vec<(OwnedFd, Port)>,
 }
 
 /// The interface through which the periodic work of an executor (duties.rs) uses its engine.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use kv_protocol::client_message::{Refusal, Status};
 use kv_protocol::ids::Time;
 use kv_protocol::peer_message::{PeerRefusal, PeerRefusalReason};
-use kv_shard::{Address, LogLimit, Port};
+use kv_shard::{Address, End, LogLimit, Port};
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, send, sendmsg, shutdown,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny,
+    SocketAddrUnix, getpeername, getsockname, recv, send, sendmsg, shutdown,
 };
 use socket2::SockRef;
 
@@ -106,9 +107,26 @@ pub(crate) fn send_now(socket: &impl AsFd, parts: &[IoSlice<'_>]) -> usize {
     sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
 }
 
-/// Returns the address of a connection's peer; [`Address::UNKNOWN`] if the system does not report it.
+/// Returns the address of a connection's peer; [`Address::UNKNOWN`] if the system does not report it. The peer of a
+/// Unix-domain socket is on this machine.
 pub(crate) fn address_of_peer(socket: &impl AsFd) -> Address {
     let peer = getpeername(socket).ok().flatten();
-    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    peer.map_or(Address::UNKNOWN, |peer| Address::of(peer.ip()))
+    match peer.map(|peer| (peer.address_family(), SocketAddr::try_from(peer))) {
+        Some((_, Ok(peer))) => Address::of(peer.ip()),
+        Some((AddressFamily::UNIX, _)) => Address::LOOPBACK,
+        _ => Address::UNKNOWN,
+    }
+}
+
+/// Returns the addresses of both ends of a connection, the peer's first; `None` if the system does not report one. Both
+/// ends of a Unix-domain socket have its path.
+pub(crate) fn ends_of(socket: &impl AsFd) -> (Option<End>, Option<End>) {
+    let Ok(local) = getsockname(socket) else { return (None, None) };
+    if let Ok(unix) = SocketAddrUnix::try_from(local.clone()) {
+        let path = unix.path_bytes().map(|path| String::from_utf8_lossy(path).into());
+        let end = path.map(End::Unix);
+        return (end.clone(), end);
+    }
+    let ip = |address: SocketAddrAny| SocketAddr::try_from(address).ok().map(End::Ip);
+    (getpeername(socket).ok().flatten().and_then(ip), ip(local))
 }

@@ -19,7 +19,7 @@ use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::Response;
 use kv_protocol::frame::{FrameRules, split_frame};
-use kv_protocol::ids::Time;
+use kv_protocol::ids::{Time, WallTime};
 use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_redis::answer::Answer;
 use kv_redis::ask::{Ask, Digests};
@@ -31,6 +31,7 @@ use kv_redis::resp::{CommandParser, KeysAhead, MAX_COMMAND_BYTES, Parsed, Reply,
 
 use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
+use crate::handshake::Ends;
 use crate::service::Service;
 
 /// The number of requests in flight above which no further command of the connection begins.
@@ -162,6 +163,12 @@ impl RedisConnection {
             is_ending: false,
             counted: 0,
         }
+    }
+
+    /// Sets the addresses of both ends, and the time when the connection began.
+    pub(crate) fn set_ends(&mut self, ends: Ends, connected: WallTime) {
+        (self.client.peer, self.client.local) = ends;
+        self.client.connected = connected;
     }
 
     /// Processes received bytes and serves the complete commands among them.

@@ -25,14 +25,14 @@ mod turn;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
 use kv_shard::{DialTarget, LogLimit, Port, Shard};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use self::poller::{Event, Poller, Source};
@@ -126,12 +126,12 @@ impl engine::Engine for Engine {
 }
 
 impl Net {
-    fn listen(&mut self, listener: TcpListener, port: Port) -> io::Result<()> {
+    fn listen(&mut self, listener: OwnedFd, port: Port) -> io::Result<()> {
         // The peer may close a connection after epoll has reported it and before it is accepted.
-        listener.set_nonblocking(true)?;
+        ioctl_fionbio(&listener, true)?;
         let place = self.sockets.next_listener();
         self.poller.add(&listener, Source::Listener(place))?;
-        self.sockets.add_listener(Listener::new(listener.into(), port));
+        self.sockets.add_listener(Listener::new(listener, port));
         Ok(())
     }
 

@@ -150,7 +150,7 @@ impl Sockets {
 
     /// Returns the place of the next listener.
     pub(super) fn next_listener(&self) -> u32 {
-        u32::try_from(self.listeners.len()).expect("a server has two")
+        u32::try_from(self.listeners.len()).expect("a server has few")
     }
 
     pub(super) fn add_listener(&mut self, listener: Listener) {

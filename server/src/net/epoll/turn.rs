@@ -312,6 +312,7 @@ impl Net {
             }
             Fate::HandOver(wanted) if wanted == context.here => {
                 // The connection becomes a client or a peer.
+                context.name_ends(shard, now, id, &connection.fd);
                 shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;

@@ -40,7 +40,7 @@ mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -107,7 +107,7 @@ struct Net {
 
 impl Engine {
     /// Creates the engine of a shard and spawns its task.
-    fn start(context: Rc<ShardContext>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
+    fn start(context: Rc<ShardContext>, listeners: Vec<(OwnedFd, Port)>) -> Rc<Engine> {
         let failed = |error: std::io::Error| -> ! {
             Fatal::Uring(NoUring::features(format!("set up a ring: {error}"))).end_process()
         };
@@ -127,7 +127,7 @@ impl Engine {
             scratch: Vec::new(),
         };
         for (listener, port) in listeners {
-            net.listen(listener.into(), port);
+            net.listen(listener, port);
         }
         let engine = Rc::new(Engine { context, net: RefCell::new(net), background: Rc::default() });
         glommio::spawn_local(driver::drive(Rc::clone(&engine), bell)).detach();

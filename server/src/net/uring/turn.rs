@@ -479,6 +479,7 @@ impl Net {
             }
             Fate::HandOver(wanted) if wanted == context.here => {
                 // The connection becomes a client or a peer, and is handled as such in its next turn.
+                context.name_ends(shard, now, id, &connection.fd);
                 shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;
