@@ -24,7 +24,7 @@ use kv_redis::answer::Answer;
 use kv_redis::ask::Ask;
 use kv_redis::client::Client;
 use kv_redis::command::{self, Context};
-use kv_redis::error::Error;
+use kv_redis::error::{self, Error};
 use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
 
@@ -553,6 +553,9 @@ const SERVED_IN_PART: Error = Error::Stated(
 fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
         return Err(IN_DOUBT);
+    }
+    if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::Lost))) {
+        return Err(error::LOST);
     }
     let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
     let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
