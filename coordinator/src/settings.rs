@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_protocol::limits::DEFAULT_DEADLINE;
-use kv_protocol::{Eviction, FailureTimeout, ServerId};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti, ServerId};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) redis_port: Option<String>,
     /// The time after which a server gives up the request of a Redis client.
     pub(crate) redis_deadline: Duration,
+    /// The treatment of transactions of Redis clients with keys of several shards.
+    pub(crate) redis_multi: RedisMulti,
     pub(crate) net: NetEngine,
     /// The silence after which a server is suspected. The duration of leases depends on this setting, so all processes
     /// must use the same value.
@@ -55,6 +57,7 @@ impl Default for Settings {
             orphan_timeout: ORPHAN_TIMEOUT,
             redis_port: None,
             redis_deadline: DEFAULT_DEADLINE,
+            redis_multi: RedisMulti::default(),
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
             remote_dir: REMOTE_DIR.to_owned(),
@@ -78,6 +81,7 @@ impl Settings {
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             redis_port: args.redis_port.clone().or_else(|| self.redis_port.clone()),
             redis_deadline: args.redis_deadline.unwrap_or(self.redis_deadline),
+            redis_multi: args.redis_multi.unwrap_or(self.redis_multi),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
             remote_dir: args.remote_dir.clone().unwrap_or_else(|| self.remote_dir.clone()),
@@ -143,7 +147,7 @@ impl Settings {
     }
 
     /// Returns every setting as its flag and its value, or `None` if it was not given.
-    fn flags(&self) -> [(&'static str, Option<String>); 12] {
+    fn flags(&self) -> [(&'static str, Option<String>); 13] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
             ("--on-double-fault", Some(self.on_double_fault.to_string())),
@@ -153,6 +157,7 @@ impl Settings {
             ("--orphan-timeout", seconds(self.orphan_timeout)),
             ("--redis-port", self.redis_port.clone()),
             ("--redis-deadline", seconds(self.redis_deadline)),
+            ("--redis-multi", Some(self.redis_multi.to_string())),
             ("--net", Some(self.net.to_string())),
             ("--failure-timeout", seconds(self.failure_timeout)),
             ("--remote-dir", Some(self.remote_dir.clone())),
@@ -283,6 +288,20 @@ mod tests {
             let flag = format!("--redis-port={wrong}");
             assert!(Args::try_parse_from(["coord", "-C", "file", &flag]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_treatment_of_transactions_is_kept_until_it_is_given_again() {
+        assert_eq!(Settings::default().shown()["redis-multi"], "refuse");
+        let before = Settings::default().with(&given(" --redis-multi ordered"));
+        assert_eq!(before.with(&given("")).redis_multi, RedisMulti::Ordered);
+        let told = before.with(&given(" --redis-multi refuse")).changes_since(&before, true);
+        assert_eq!(
+            told,
+            [
+                "--redis-multi is refuse from now on, no longer ordered; running servers keep the old value"
+            ]
+        );
     }
 
     #[test]

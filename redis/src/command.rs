@@ -245,12 +245,7 @@ impl Command {
 pub fn perform(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
     let command = match Command::of(context.args) {
         Ok(command) => command,
-        Err(error) => {
-            if let Some(transaction) = &mut context.client.transaction {
-                transaction.abort();
-            }
-            return Err(error);
-        }
+        Err(error) => return Err(transaction::abort(context, error)),
     };
     if transaction::queue(context, command)? {
         reply.simple("QUEUED");

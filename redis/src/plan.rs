@@ -4,7 +4,7 @@ use crate::answer::Answer;
 use crate::ask::Ask;
 use crate::error::Error;
 use crate::resp::Reply;
-use crate::transaction::Watched;
+use crate::transaction::{Ended, Watched};
 
 /// The result of a command, or of a step of it.
 pub enum Plan {
@@ -22,11 +22,15 @@ pub enum Plan {
         /// The next step.
         finish: Finish,
     },
+    /// A step of the [running transaction](crate::client::Client::running) has ended.
+    /// [`transaction::go_on`](crate::transaction::go_on) continues. This step has written nothing.
+    GoOn(Ended),
 }
 
-/// The next step of a command. It gets the responses in the order of the requests. A function that captures nothing
-/// needs no allocation.
-pub type Finish = Box<dyn FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send>;
+/// The next step of a command. It gets the responses in the order of the requests, or the error if one of them has none.
+/// A function that captures nothing needs no allocation.
+pub type Finish =
+    Box<dyn FnOnce(Result<&[Answer<'_>], Error>, &mut Reply<'_>) -> Result<Plan, Error> + Send>;
 
 impl Plan {
     /// Creates the plan of one request.
@@ -34,7 +38,7 @@ impl Plan {
         ask: Ask,
         finish: impl FnOnce(&Answer<'_>, &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
-        let finish: Finish = Box::new(move |answers, reply| finish(&answers[0], reply));
+        let finish: Finish = Box::new(move |answers, reply| finish(&answers?[0], reply));
         Plan::Ask { asks: vec![ask], finish }
     }
 
@@ -43,6 +47,6 @@ impl Plan {
         asks: Vec<Ask>,
         finish: impl FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
-        Plan::Ask { asks, finish: Box::new(finish) }
+        Plan::Ask { asks, finish: Box::new(move |answers, reply| finish(answers?, reply)) }
     }
 }

@@ -15,7 +15,7 @@ use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
     REDIS_DEADLINE_SECONDS,
 };
-use kv_protocol::{Eviction, FailureTimeout};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti};
 
 use crate::load::{self, LoadSource};
 use crate::memory::limit::{MemoryLimit, parse_bytes, parse_memory_limit};
@@ -52,6 +52,12 @@ pub struct Args {
     /// Seconds (fractions allowed) for which a command of a Redis client waits for a server that serves its key.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_redis_deadline)]
     pub redis_deadline: Duration,
+
+    /// Treatment of transactions of Redis clients with keys of several shards: `refuse` rejects their commands, `ordered`
+    /// executes them one after the other, without isolation.
+    #[arg(long, value_name = "TREATMENT", default_value_t = RedisMulti::Refuse,
+        value_parser = PossibleValuesParser::new(RedisMulti::ALL.map(RedisMulti::name)).try_map(|name| name.parse::<RedisMulti>()))]
+    pub redis_multi: RedisMulti,
 
     /// Id of this server: its place in the ring, counted from 0.
     #[arg(short = 'S', long, value_name = "ID")]

@@ -9,7 +9,8 @@
 //!
 //! Several commands of a pipeline may be in flight. A command waits while an earlier one with the same key is in flight
 //! and one of the two writes, so the commands on a key take effect in the order of the pipeline. A command without keys
-//! that asks the store, such as DBSIZE, waits for all earlier ones, and all later ones wait for it.
+//! that asks the store, such as DBSIZE, waits for all earlier ones, and all later ones wait for it. An EXEC with several
+//! steps too.
 
 use std::collections::VecDeque;
 
@@ -27,6 +28,7 @@ use kv_redis::command::{self, Context};
 use kv_redis::error::{self, Error};
 use kv_redis::plan::{Finish, Plan};
 use kv_redis::resp::{CommandParser, MAX_COMMAND_BYTES, Parsed, Reply, Version};
+use kv_redis::transaction;
 
 use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
@@ -187,6 +189,7 @@ impl RedisConnection {
     fn has_room(&self) -> bool {
         self.held.is_none()
             && !self.is_waiting
+            && self.client.running.is_none()
             && !self.is_ending
             && self.weight < IN_FLIGHT
             && self.pending.len() < PENDING
@@ -250,7 +253,7 @@ impl RedisConnection {
                 (bytes.len(), Ok(Plan::Replied))
             }
         };
-        match self.step_of(plan, reply) {
+        match self.step_of(now, service, plan, reply) {
             Ok(step) => self.begin_or_hold(now, service, step),
             Err(reply) => self.reply(now, service, reply),
         }
@@ -260,24 +263,33 @@ impl RedisConnection {
     /// Returns the step that a plan asks for, or else the complete reply.
     fn step_of(
         &mut self,
-        plan: Result<Plan, Error>,
+        now: Time,
+        service: &Service,
+        mut plan: Result<Plan, Error>,
         mut reply: PartialReply,
     ) -> Result<Step, Vec<u8>> {
-        let error = match plan {
-            Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
-                return Ok(Step { asks, finish, reply, footprint: None });
-            }
-            Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
-            Ok(Plan::Replied) => return Err(reply.complete()),
-            Ok(Plan::Watched(keys)) => {
-                self.client.watched.extend(keys);
-                return Err(reply.complete());
-            }
-            Ok(Plan::Close) => {
-                self.is_ending = true;
-                return Err(reply.complete());
-            }
-            Err(error) => error,
+        let error = loop {
+            plan = match plan {
+                Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
+                    return Ok(Step { asks, finish, reply, footprint: None });
+                }
+                Ok(Plan::Ask { finish, .. }) => finish(Err(TOO_MANY_KEYS), &mut reply.writer()),
+                Ok(Plan::GoOn(ended)) => {
+                    let (client, server) = (&mut self.client, &Host { service, now });
+                    let mut context = Context { args: &[], client, server };
+                    transaction::go_on(&mut context, ended, &mut reply.writer())
+                }
+                Ok(Plan::Replied) => return Err(reply.complete()),
+                Ok(Plan::Watched(keys)) => {
+                    self.client.watched.extend(keys);
+                    return Err(reply.complete());
+                }
+                Ok(Plan::Close) => {
+                    self.is_ending = true;
+                    return Err(reply.complete());
+                }
+                Err(error) => break error,
+            };
         };
         reply.bytes.clear();
         reply.writer().error(&error);
@@ -321,12 +333,12 @@ impl RedisConnection {
         let served = match &asks[..] {
             [ask] => service.read_here(now, ask, |response| {
                 let finish = finish.take()?;
-                Some(finish_with(&[*response], &[true], finish, &mut reply))
+                Some(finish_with(Ok(&[*response]), &[true], finish, &mut reply))
             }),
             _ => None,
         };
         let step = match (served.flatten(), finish) {
-            (Some(plan), _) => self.step_of(plan, reply),
+            (Some(plan), _) => self.step_of(now, service, plan, reply),
             (None, Some(finish)) => Ok(Step { asks, finish, reply, footprint }),
             (None, None) => return,
         };
@@ -418,22 +430,20 @@ impl RedisConnection {
             self.held_bytes -= footprint.bytes;
         }
         reply.bytes = service.outputs.take_buffer();
-        let plan = match responses_of(&parts) {
-            Ok(responses) => {
-                let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
-                if is_read.contains(&false) {
-                    let copies = responses.iter().map(|response| response.copies);
-                    self.client.copies = copies.min().unwrap_or(0);
-                }
-                finish_with(&responses, &is_read, finish, &mut reply)
+        let responses = responses_of(&parts);
+        let is_read: Vec<bool> = parts.iter().map(|part| part.is_read).collect();
+        match &responses {
+            Ok(responses) if is_read.contains(&false) => {
+                let copies = responses.iter().map(|response| response.copies);
+                self.client.copies = copies.min().unwrap_or(0);
             }
-            Err(error) => {
-                // The client must not send further commands as if it knew the state.
-                self.is_ending |= error == IN_DOUBT;
-                Err(error)
-            }
-        };
-        match self.step_of(plan, reply) {
+            Ok(_) => {}
+            // The client must not send further commands as if it knew the state.
+            Err(error) => self.is_ending |= *error == error::IN_DOUBT,
+        }
+        let responses = responses.as_deref().map_err(Clone::clone);
+        let plan = finish_with(responses, &is_read, finish, &mut reply);
+        match self.step_of(now, service, plan, reply) {
             Ok(step) => self.begin(now, service, command, step),
             Err(reply) => {
                 let at_once = mutations::is_open(Mutation::RepliesByCompletion);
@@ -535,31 +545,17 @@ fn is_of_http(name: &[u8]) -> bool {
 
 /// The error of a command with too many keys.
 const TOO_MANY_KEYS: Error = Error::Stated("ERR a command has at most 65,536 keys in this store");
-/// The error of a write whose effect is unknown. The connection ends after it.
-const IN_DOUBT: Error = Error::Stated(
-    "ERR outcome unknown: no server responded before the deadline, and the write may still take effect",
-);
-/// The error of a request that no server could serve.
-const NOT_SERVED: Error = Error::Stated(
-    "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
-);
-
-/// The error of a command of which only some requests could be served.
-const SERVED_IN_PART: Error = Error::Stated(
-    "TRYAGAIN no server could serve some of the keys before the deadline; the other keys were changed by this command",
-);
-
 /// Returns the responses to the requests of a step that has ended.
 fn responses_of(parts: &[Part]) -> Result<Vec<Response<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
-        return Err(IN_DOUBT);
+        return Err(error::IN_DOUBT);
     }
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::Lost))) {
         return Err(error::LOST);
     }
     let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
     let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
-    let not_served = if is_changed { SERVED_IN_PART } else { NOT_SERVED };
+    let not_served = if is_changed { error::SERVED_IN_PART } else { error::NOT_SERVED };
     let outcomes = parts.iter().map(|part| part.outcome.as_ref());
     outcomes.map(|outcome| outcome.and_then(response_of).ok_or(not_served.clone())).collect()
 }
@@ -570,15 +566,15 @@ fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
     Response::read(frame.body).ok()
 }
 
-/// Continues a command with its responses.
+/// Continues a command with its responses, or with the error if it has not got all of them.
 fn finish_with(
-    responses: &[Response<'_>],
+    responses: Result<&[Response<'_>], Error>,
     is_read: &[bool],
     finish: Finish,
     reply: &mut PartialReply,
 ) -> Result<Plan, Error> {
     let answer = |(response, is_read): (&_, &bool)| Answer::of(response, *is_read);
-    let answers = responses.iter().zip(is_read).map(answer);
-    let answers: Vec<Answer<'_>> = answers.collect::<Result<_, Error>>()?;
-    finish(&answers, &mut reply.writer())
+    let answers: Result<Vec<Answer<'_>>, Error> =
+        responses.and_then(|responses| responses.iter().zip(is_read).map(answer).collect());
+    finish(answers.as_deref().map_err(Clone::clone), &mut reply.writer())
 }
