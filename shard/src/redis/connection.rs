@@ -187,9 +187,11 @@ impl RedisConnection {
 
     /// Returns whether a further command could begin.
     fn has_room(&self) -> bool {
+        let is_within_transaction =
+            self.client.running.is_some() && !mutations::is_open(Mutation::BegunWithinTransaction);
         self.held.is_none()
             && !self.is_waiting
-            && self.client.running.is_none()
+            && !is_within_transaction
             && !self.is_ending
             && self.weight < IN_FLIGHT
             && self.pending.len() < PENDING
