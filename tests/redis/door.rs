@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::{self, Signal};
 use crate::common::{Cluster, TIMEOUT, wait_until};
+use crate::ordered::replace;
 use crate::resp::{Connection, Reply, servers};
 use kv_client::OpOptions;
 
@@ -86,8 +87,7 @@ fn increments_during_failovers_count_once_and_no_client_gets_an_error() {
             wait_until("further increments", TIMEOUT, || {
                 acknowledged.load(Ordering::Relaxed) > done + 500
             });
-            process::signal(cluster.server_pid(1), Signal::KILL);
-            cluster.await_whole();
+            replace(&cluster, 1);
         }
         is_over.store(true, Ordering::Relaxed);
         workers.into_iter().map(|worker| worker.join().expect("a client")).max()

@@ -27,7 +27,7 @@ impl Drop for SetAtEnd<'_> {
 }
 
 /// Kills a server, and waits until another process has taken its place.
-fn replace(cluster: &Cluster, server: usize) {
+pub(crate) fn replace(cluster: &Cluster, server: usize) {
     let killed = cluster.server_pid(server);
     process::signal(killed, Signal::KILL);
     wait_until("another process", TIMEOUT, || {
