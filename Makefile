@@ -92,7 +92,7 @@ sim: ## compare number texts, evictions and commands with Redis, updates with a 
 	$(CARGO) test $(LOCKED) -p kv-core --test number_differential -- --ignored --nocapture
 # Two million accesses of a cache, for the hit ratio of evictions.
 	$(CARGO) test $(LOCKED) -p kv-core --test eviction_hit_ratio -- --ignored --nocapture
-# 200,000 commands of Redis clients.
+# 300,000 commands of Redis clients.
 	$(CARGO) test $(LOCKED) -p kv-redis --lib differential -- --ignored --nocapture
 # 100,000 commands of Redis clients, to a real cluster.
 	$(CARGO) test $(LOCKED) --test redis differential -- --ignored --nocapture

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
-use kv_protocol::Eviction;
 use kv_protocol::limits::MAX_SHARDS;
+use kv_protocol::{Eviction, RedisMulti};
 
 pub(crate) use commands::{
     CollectArgs, Command, DetachArgs, FlushArgs, LsArgs, ReplaceArgs, SetArgs, StatusArgs, StopArgs,
@@ -20,7 +20,7 @@ pub(crate) use policies::{NetEngine, OnDoubleFault};
 use parse::{
     eviction_policy, parse_connection_memory, parse_failure_timeout, parse_memory_limit,
     parse_orphan_timeout, parse_redis_deadline, parse_redis_ports, parse_remote_dir,
-    parse_ssh_config, parse_unix_dir,
+    parse_ssh_config, parse_unix_dir, redis_multi,
 };
 
 /// Starts the servers of a cluster, monitors them, and stops them in an orderly way.
@@ -36,9 +36,9 @@ use parse::{
 /// 2 if the command line or the cluster file is invalid.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--eviction`, `--connection-memory`, `--orphan-timeout`, `--net`,
-/// `--failure-timeout`, `--redis-port`, `--redis-deadline`, `--unix`, `--remote-dir`, `--ssh-config` and `--advertise` are
-/// stored with the cluster's state. A coordinator that takes the cluster over or restores it uses the stored settings, unless its flags
-/// give other values. `coord status` shows the settings.
+/// `--failure-timeout`, `--redis-port`, `--redis-deadline`, `--redis-multi`, `--unix`, `--remote-dir`, `--ssh-config` and
+/// `--advertise` are stored with the cluster's state. A coordinator that takes the cluster over or restores it uses the
+/// stored settings, unless its flags give other values. `coord status` shows the settings.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -176,6 +176,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = parse_redis_deadline)]
     pub(crate) redis_deadline: Option<Duration>,
 
+    /// Treatment of transactions of Redis clients with keys of several shards: `refuse` rejects their commands, `ordered`
+    /// executes them one after the other, without isolation. Transactions with keys of one shard are atomic either way.
+    /// Default: the stored setting, else `refuse`.
+    #[arg(long, value_name = "TREATMENT", value_parser = redis_multi())]
+    pub(crate) redis_multi: Option<RedisMulti>,
     /// Directory of the servers' Unix-domain sockets for clients, an absolute path; `none` for no sockets. Each server also
     /// listens on `DIR/server_ID.sock`, with mode 0660, in the directory of that path on its own host. The directory must
     /// exist and belong to this cluster alone. Native clients use it as `unix:DIR`. Default: the stored setting, else none.

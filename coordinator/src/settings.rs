@@ -9,7 +9,7 @@ use std::time::Duration;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::limits::DEFAULT_DEADLINE;
 use kv_protocol::unix::{MAX_SOCKET_PATH, socket_name};
-use kv_protocol::{Eviction, FailureTimeout, ServerId};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti, ServerId};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) redis_port: Option<String>,
     /// The time after which a server gives up the request of a Redis client.
     pub(crate) redis_deadline: Duration,
+    /// The treatment of transactions of Redis clients with keys of several shards.
+    pub(crate) redis_multi: RedisMulti,
     /// The directory of the servers' Unix-domain sockets, or `none`, as written.
     pub(crate) unix: Option<String>,
     pub(crate) net: NetEngine,
@@ -59,6 +61,7 @@ impl Default for Settings {
             orphan_timeout: ORPHAN_TIMEOUT,
             redis_port: None,
             redis_deadline: DEFAULT_DEADLINE,
+            redis_multi: RedisMulti::default(),
             unix: None,
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
@@ -83,6 +86,7 @@ impl Settings {
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             redis_port: args.redis_port.clone().or_else(|| self.redis_port.clone()),
             redis_deadline: args.redis_deadline.unwrap_or(self.redis_deadline),
+            redis_multi: args.redis_multi.unwrap_or(self.redis_multi),
             unix: args.unix.clone().or_else(|| self.unix.clone()),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
@@ -189,6 +193,7 @@ impl Settings {
             ("--orphan-timeout", seconds(self.orphan_timeout)),
             ("--redis-port", self.redis_port.clone()),
             ("--redis-deadline", seconds(self.redis_deadline)),
+            ("--redis-multi", Some(self.redis_multi.to_string())),
             ("--unix", self.unix.clone()),
             ("--net", Some(self.net.to_string())),
             ("--failure-timeout", seconds(self.failure_timeout)),
@@ -343,6 +348,20 @@ mod tests {
         assert_eq!((kept.unix_dir(), kept.shown()["unix"].as_str()), (Some(dir.path()), path));
         assert_eq!(kept.with(&given(" --unix none")).unix_dir(), None);
         assert!(Args::try_parse_from(["coord", "-C", "file", "--unix=run/kv"]).is_err());
+    }
+
+    #[test]
+    fn the_treatment_of_transactions_is_kept_until_it_is_given_again() {
+        assert_eq!(Settings::default().shown()["redis-multi"], "refuse");
+        let before = Settings::default().with(&given(" --redis-multi ordered"));
+        assert_eq!(before.with(&given("")).redis_multi, RedisMulti::Ordered);
+        let told = before.with(&given(" --redis-multi refuse")).changes_since(&before, true);
+        assert_eq!(
+            told,
+            [
+                "--redis-multi is refuse from now on, no longer ordered; running servers keep the old value"
+            ]
+        );
     }
 
     #[test]

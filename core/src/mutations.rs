@@ -96,6 +96,7 @@ pub enum Mutation {
     RepliesByCompletion = 86,
     DoubtReportedAsNotDone = 87,
     ClosedLaneReused = 88,
+    BegunWithinTransaction = 89,
 }
 
 /// Returns false: without the feature `mutations` no rule can be disabled.
@@ -165,7 +166,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 84] = {
+    pub const ALL: [Mutation; 85] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -252,6 +253,7 @@ mod mutant {
             RepliesByCompletion,
             DoubtReportedAsNotDone,
             ClosedLaneReused,
+            BegunWithinTransaction,
         ]
     };
 
@@ -390,6 +392,9 @@ mod mutant {
                 Mutation::RepliesByCompletion => "replies in the order of completion",
                 Mutation::DoubtReportedAsNotDone => "a write in doubt reported as not done",
                 Mutation::ClosedLaneReused => "the client id of a closed session used again",
+                Mutation::BegunWithinTransaction => {
+                    "a command begun between the steps of a transaction of its connection"
+                }
             }
         }
     }

@@ -4,18 +4,19 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use kv_protocol::RedisMulti;
 use kv_protocol::eviction::Eviction;
 use kv_protocol::ids::{ClusterId, WallTime};
 use kv_protocol::placement::Placement;
 
 use crate::resp::Version;
-use crate::transaction::{Transaction, Watched};
+use crate::transaction::{Running, Transaction, Watched};
 
 /// The version of Redis whose commands and error texts this crate has.
 pub const REDIS_VERSION: &str = "7.2.4";
 
 /// The state of a connection.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Client {
     /// The version of the protocol in which replies are written.
     pub version: Version,
@@ -33,6 +34,8 @@ pub struct Client {
     pub replies: Replies,
     /// The commands since MULTI.
     pub transaction: Option<Transaction>,
+    /// The transaction that is executed in several steps. No other command begins before its end.
+    pub running: Option<Running>,
     /// The keys since WATCH.
     pub watched: Vec<Watched>,
     /// The address of the client; `None` for a connection without one.
@@ -89,9 +92,10 @@ impl Client {
         };
     }
 
-    /// Returns the memory of queued commands, watched keys and names, in bytes.
+    /// Returns the memory of queued commands, their replies so far, watched keys and names, in bytes.
     pub fn held_bytes(&self) -> usize {
         let queued = self.transaction.as_ref().map_or(0, Transaction::bytes);
+        let queued = queued + self.running.as_ref().map_or(0, Running::bytes);
         let watched = self.watched.iter().map(|watched| watched.key.len() + size_of::<Watched>());
         let names = self.name.len() + self.library.0.len() + self.library.1.len();
         queued + watched.sum::<usize>() + names
@@ -150,6 +154,8 @@ pub struct Facts {
     pub port: u16,
     /// The time when the process began.
     pub started: WallTime,
+    /// The treatment of transactions with keys of several shards.
+    pub multi: RedisMulti,
 }
 
 /// The load of the shard that serves a connection.

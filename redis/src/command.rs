@@ -276,12 +276,7 @@ pub fn perform(
 ) -> Result<Plan, Error> {
     let command = match Command::of_found(found, context.args) {
         Ok(command) => command,
-        Err(error) => {
-            if let Some(transaction) = &mut context.client.transaction {
-                transaction.abort();
-            }
-            return Err(error);
-        }
+        Err(error) => return Err(transaction::abort(context, error)),
     };
     if transaction::queue(context, command)? {
         reply.simple("QUEUED");

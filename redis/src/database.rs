@@ -12,12 +12,23 @@ use std::borrow::Cow;
 
 use kv_protocol::limits::MAX_KEY_BYTES;
 
-use crate::error::Error;
+use crate::command::integer;
+use crate::error::{self, Error};
 
 /// The number of databases.
 pub const DATABASES: u8 = 16;
 /// The first bytes of the stored keys of all databases but the first.
 pub(crate) const MARK: &[u8; 3] = b"\0db";
+
+/// Returns the database that an argument of SELECT names.
+///
+/// # Errors
+/// If there is no such database.
+pub fn number(text: &[u8]) -> Result<u8, Error> {
+    let number = integer(text).and_then(|number| i32::try_from(number).ok());
+    let number = u8::try_from(number.ok_or(error::NOT_AN_INTEGER)?);
+    number.ok().filter(|number| *number < DATABASES).ok_or(error::NO_SUCH_DATABASE)
+}
 
 /// The stored form of a key. That of a key of database 0 needs no copy.
 pub type StoredKey<'a> = Cow<'a, [u8]>;

@@ -40,6 +40,21 @@ pub const TOO_LONG: Error =
 pub const CROSS_SLOT: Error =
     Error::Stated("CROSSSLOT Keys in request don't hash to the same slot");
 
+/// The effect of a write is unknown. The connection ends after this error.
+pub const IN_DOUBT: Error = Error::Stated(
+    "ERR outcome unknown: no server responded before the deadline, and the write may still take effect",
+);
+/// No server could serve a request of the command.
+pub const NOT_SERVED: Error = Error::Stated(
+    "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
+);
+/// Only some requests of the command could be served.
+pub const SERVED_IN_PART: Error = Error::Stated(
+    "TRYAGAIN no server could serve some of the keys before the deadline; the other keys were changed by this command",
+);
+/// No server is left that holds a key of the command. Its data is lost.
+pub const LOST: Error = Error::Stated("CLUSTERDOWN Hash slot not served");
+
 /// The index of a database is not one.
 pub const NO_SUCH_DATABASE: Error = Error::Stated("ERR DB index is out of range");
 /// The key to move does not exist.
@@ -72,9 +87,7 @@ pub fn of_status(status: Status, reason: &[u8]) -> Error {
             Error::Stated("OOM command not allowed when used memory > 'maxmemory'.")
         }
         Status::CrossShard => CROSS_SLOT,
-        Status::Lost => {
-            Error::Stated("CLUSTERDOWN no server is left that holds this key; its data is lost")
-        }
+        Status::Lost => LOST,
         other => Error::Text(format!("ERR {other:?}: {}", readable(reason))),
     }
 }

@@ -6,7 +6,7 @@ use crate::answer::Answer;
 use crate::ask::Ask;
 use crate::error::Error;
 use crate::resp::Reply;
-use crate::transaction::Watched;
+use crate::transaction::{Ended, Watched};
 
 /// The result of a command, or of a step of it.
 pub enum Plan {
@@ -24,14 +24,18 @@ pub enum Plan {
         /// The next step.
         finish: Finish,
     },
+    /// A step of the [running transaction](crate::client::Client::running) has ended.
+    /// [`transaction::go_on`](crate::transaction::go_on) continues. This step has written nothing.
+    GoOn(Ended),
 }
 
 /// The requests of a step. One request needs no allocation.
 pub type Asks = SmallVec<[Ask; 1]>;
 
-/// The next step of a command. It gets the responses in the order of the requests. A function that captures nothing
-/// needs no allocation.
-pub type Finish = Box<dyn FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send>;
+/// The next step of a command. It gets the responses in the order of the requests, or the error if one of them has none.
+/// A function that captures nothing needs no allocation.
+pub type Finish =
+    Box<dyn FnOnce(Result<&[Answer<'_>], Error>, &mut Reply<'_>) -> Result<Plan, Error> + Send>;
 
 impl Plan {
     /// Creates the plan of one request.
@@ -39,7 +43,7 @@ impl Plan {
         ask: Ask,
         finish: impl FnOnce(&Answer<'_>, &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
-        let finish: Finish = Box::new(move |answers, reply| finish(&answers[0], reply));
+        let finish: Finish = Box::new(move |answers, reply| finish(&answers?[0], reply));
         Plan::Ask { asks: smallvec![ask], finish }
     }
 
@@ -48,6 +52,7 @@ impl Plan {
         asks: Vec<Ask>,
         finish: impl FnOnce(&[Answer<'_>], &mut Reply<'_>) -> Result<Plan, Error> + Send + 'static,
     ) -> Plan {
-        Plan::Ask { asks: asks.into(), finish: Box::new(finish) }
+        let finish: Finish = Box::new(move |answers, reply| finish(answers?, reply));
+        Plan::Ask { asks: asks.into(), finish }
     }
 }

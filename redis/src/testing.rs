@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kv_core::update::{Current, evaluate};
+use kv_protocol::RedisMulti;
 use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::{
     Condition, Operation, PageWriter, Request, Response, Scan, ScanItem, Status,
@@ -19,8 +20,10 @@ use crate::answer::Answer;
 use crate::ask::{Ask, FreeFrames};
 use crate::client::{Client, Facts, Load, Server};
 use crate::command::{Context, find, perform};
+use crate::error::Error;
 use crate::plan::Plan;
 use crate::resp::Reply;
+use crate::transaction::go_on;
 
 /// An entry of the store.
 struct Entry {
@@ -40,6 +43,10 @@ pub(crate) struct Store {
     pub(crate) page: usize,
     /// The number of requests so far.
     pub(crate) requests: usize,
+    /// The treatment of transactions with keys of several shards.
+    pub(crate) multi: RedisMulti,
+    /// A key whose requests are not served, but have this error.
+    pub(crate) fault: Option<(Vec<u8>, Error)>,
     random: u64,
 }
 
@@ -47,7 +54,15 @@ impl Store {
     fn new(placement: Placement) -> Store {
         let wall = WallTime::from_millis(1_700_000_000_000);
         let (entries, version) = (BTreeMap::new(), SequenceNumber(0));
-        Store { placement, entries, version, wall, page: 3, requests: 0, random: 1 }
+        let multi = RedisMulti::default();
+        let (requests, fault) = (0, None);
+        Store { placement, entries, version, wall, page: 3, requests, multi, fault, random: 1 }
+    }
+
+    /// Returns the error of a step with these requests.
+    fn fault_of(&self, asks: &[Ask]) -> Option<Error> {
+        let (key, error) = self.fault.as_ref()?;
+        asks.iter().any(|ask| ask.request().key == key).then(|| error.clone())
     }
 
     fn execute(&mut self, ask: &mut Ask) -> Vec<u8> {
@@ -232,6 +247,7 @@ impl Server for Store {
             connections: 10_000,
             port: 6_379,
             started: WallTime::from_millis(1_600_000_000_000),
+            multi: self.multi,
         }
     }
 }
@@ -290,9 +306,23 @@ impl Door {
                     Reply::new(&mut out, version).error(&error);
                     break;
                 }
+                Ok(Plan::GoOn(ended)) => {
+                    let mut context = Context {
+                        args: &[],
+                        client: &mut self.client,
+                        server: &self.store,
+                        digest: None,
+                        frames,
+                    };
+                    step = go_on(&mut context, ended, &mut Reply::new(&mut out, version));
+                }
                 Ok(Plan::Ask { mut asks, finish }) => {
                     assert!(out.is_empty(), "a step that asks the store has written something");
                     assert!(!asks.is_empty(), "a step asks nothing");
+                    if let Some(error) = self.store.fault_of(&asks) {
+                        step = finish(Err(error), &mut Reply::new(&mut out, version));
+                        continue;
+                    }
                     let frames: Vec<_> =
                         asks.iter_mut().map(|ask| self.store.execute(ask)).collect();
                     let answers: Result<Vec<_>, _> = asks
@@ -310,8 +340,10 @@ impl Door {
                         })
                         .collect();
                     self.steps.push(asks.to_vec());
-                    let mut reply = Reply::new(&mut out, version);
-                    step = answers.and_then(|answers| finish(&answers, &mut reply));
+                    step = finish(
+                        answers.as_deref().map_err(Clone::clone),
+                        &mut Reply::new(&mut out, version),
+                    );
                 }
             }
         }

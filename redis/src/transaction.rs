@@ -1,4 +1,4 @@
-//! Transactions: the commands between MULTI and EXEC, and their execution as one request.
+//! Transactions: the commands between MULTI and EXEC, and their execution as one request, or in several steps.
 //!
 //! ```text
 //!   WATCH k          client.watched: k, version
@@ -12,7 +12,10 @@
 //! Each command makes its requests as outside of a transaction. The updates in them become one UPDATE, and each command
 //! makes its reply from the results of its own. A command that fails changes nothing, and the others take effect, as in
 //! Redis.
+//!
+//! With `--redis-multi ordered`, a transaction with keys of several shards has several steps ([`Running`]).
 
+use kv_protocol::RedisMulti;
 use kv_protocol::client_message::{Condition, Operation, Part, Status};
 use kv_protocol::ids::{GroupId, SequenceNumber, ShardId};
 use kv_protocol::limits::MAX_UPDATES;
@@ -25,7 +28,11 @@ use crate::command::{Command, Context};
 use crate::database;
 use crate::error::{self, Error};
 use crate::plan::{Finish, Plan};
-use crate::resp::{MAX_COMMAND_BYTES, Reply};
+use crate::resp::{MAX_COMMAND_BYTES, Reply, Version};
+
+mod running;
+
+pub use running::{Ended, Running, go_on};
 
 /// A key whose change makes EXEC fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +44,7 @@ pub struct Watched {
 }
 
 /// The commands since MULTI.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     calls: Vec<Vec<Vec<u8>>>,
     bytes: usize,
@@ -47,9 +54,12 @@ pub struct Transaction {
     database: u8,
     /// True if a command was rejected. EXEC then fails.
     is_aborted: bool,
+    /// True if the commands are executed one after the other, because they cannot be one request.
+    is_in_order: bool,
 }
 
-/// The commands that concern all shards.
+/// The commands that are refused unless transactions may be executed in order: those that concern all shards, and MSETNX,
+/// whose conditions would prevent the other commands of the request.
 const ACROSS_SHARDS: &[&str] =
     &["keys", "scan", "dbsize", "randomkey", "flushdb", "flushall", "swapdb", "msetnx"];
 
@@ -64,22 +74,18 @@ impl Transaction {
         self.bytes
     }
 
-    /// Makes EXEC fail.
-    pub fn abort(&mut self) {
-        self.is_aborted = true;
-    }
-
     fn queue(
         &mut self,
         command: &Command,
         args: &[&[u8]],
         placement: Placement,
+        multi: RedisMulti,
     ) -> Result<(), Error> {
         let top = command.name.split('|').next().unwrap_or(command.name);
         if command.flags.contains(&"no_multi") {
             return Err(Error::Stated("ERR Command not allowed inside a transaction"));
         }
-        if ACROSS_SHARDS.contains(&top) {
+        if ACROSS_SHARDS.contains(&top) && multi == RedisMulti::Refuse {
             let name = top.to_uppercase();
             let text = format!("ERR {name} is not possible inside a transaction of this store");
             return Err(Error::Text(text));
@@ -92,13 +98,16 @@ impl Transaction {
             let key = database::stored(self.database, args[at])?;
             let place = placement.locate(&key);
             if *self.place.get_or_insert(place) != place {
-                return Err(error::CROSS_SLOT);
+                match multi {
+                    RedisMulti::Refuse => return Err(error::CROSS_SLOT),
+                    RedisMulti::Ordered => self.is_in_order = true,
+                }
             }
         }
         if command.name == "select"
-            && let Some(number) = args.get(1).and_then(|text| str::from_utf8(text).ok())
+            && let Ok(number) = database::number(args[1])
         {
-            self.database = number.parse().unwrap_or(self.database);
+            self.database = number;
         }
         self.calls.push(args.iter().map(|arg| arg.to_vec()).collect());
         Ok(())
@@ -107,6 +116,8 @@ impl Transaction {
 
 const TOO_LONG: Error =
     Error::Stated("ERR a transaction has at most 1,024 commands and 17 MiB in this store");
+/// The error of an EXEC without a transaction.
+const NONE: Error = Error::Stated("ERR EXEC without MULTI");
 /// The error of a transaction with a rejected command.
 const ABORTED: Error = Error::Stated("EXECABORT Transaction discarded because of previous errors.");
 /// The error of a transaction with a command that cannot be part of one request.
@@ -114,17 +125,33 @@ const IMPOSSIBLE: Error = Error::Stated(
     "EXECABORT Transaction discarded because a command of it needs several requests to this store.",
 );
 
+/// Makes EXEC fail after a call that is no command. Returns the error of the call: an EXEC with arguments ends the
+/// transaction.
+pub(crate) fn abort(context: &mut Context<'_>, error: Error) -> Error {
+    if context.args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"exec")) {
+        context.client.transaction = None;
+        context.client.watched.clear();
+        let text = error.text();
+        let reason = text.strip_prefix("ERR ").unwrap_or(&text);
+        return Error::Text(format!("EXECABORT Transaction discarded because of: {reason}"));
+    }
+    if let Some(transaction) = &mut context.client.transaction {
+        transaction.is_aborted = true;
+    }
+    error
+}
+
 /// Queues a command if the connection is in a transaction. Returns whether it did.
 ///
 /// # Errors
 /// If the command cannot be part of the transaction, which then fails at EXEC.
 pub(crate) fn queue(context: &mut Context<'_>, command: &Command) -> Result<bool, Error> {
-    let placement = context.placement();
     let Some(transaction) = &mut context.client.transaction else { return Ok(false) };
     if matches!(command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset") {
         return Ok(false);
     }
-    let queued = transaction.queue(command, context.args, placement);
+    let (placement, multi) = (context.server.placement(), context.server.facts().multi);
+    let queued = transaction.queue(command, context.args, placement, multi);
     transaction.is_aborted |= queued.is_err();
     queued.map(|()| true)
 }
@@ -133,8 +160,8 @@ pub(crate) fn queue(context: &mut Context<'_>, command: &Command) -> Result<bool
 enum Call {
     /// Its reply is known.
     Replied(Vec<u8>),
-    /// Its reply is made of the results of these requests.
-    Asked(Vec<Asked>, Finish),
+    /// Its reply is made of the results of these requests, in this version of the protocol.
+    Asked(Vec<Asked>, Finish, Version),
 }
 
 /// A request of a command, in terms of the updates of the transaction.
@@ -159,27 +186,62 @@ enum Shape {
 /// If the transaction cannot be executed. Then nothing is.
 pub(crate) fn execute(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
     let Some(transaction) = context.client.transaction.take() else {
-        return Err(Error::Stated("ERR EXEC without MULTI"));
+        return Err(NONE);
     };
     let watched = std::mem::take(&mut context.client.watched);
     if transaction.is_aborted {
         return Err(ABORTED);
     }
     let placement = context.placement();
-    let mut places = watched.iter().map(|watched| placement.locate(&watched.key));
-    let place = transaction.place.or_else(|| places.clone().next());
-    if places.any(|of_watched| Some(of_watched) != place) {
+    let place_of = |watched: &Watched| placement.locate(&watched.key);
+    let place = transaction.place.or_else(|| watched.first().map(place_of));
+    let is_here = |watched: &Watched| Some(place_of(watched)) == place && !transaction.is_in_order;
+    let (here, elsewhere): (Vec<_>, Vec<_>) = watched.into_iter().partition(is_here);
+    if context.server.facts().multi == RedisMulti::Refuse && !elsewhere.is_empty() {
         return Err(error::CROSS_SLOT);
     }
-    let database = context.client.database;
-    let made = make_calls(context, &transaction);
-    let (calls, asks) = match made {
-        Ok(made) => made,
-        Err(error) => {
-            context.client.database = database;
-            return Err(error);
+    match transaction.is_in_order || !elsewhere.is_empty() {
+        true => running::begin(context, transaction, here, elsewhere, reply),
+        false => at_once(context, transaction, here, reply),
+    }
+}
+
+/// Executes all commands as one request, which also checks the watched keys. If they cannot be one request, they are
+/// executed in order where this is permitted.
+fn at_once(
+    context: &mut Context<'_>,
+    mut transaction: Transaction,
+    watched: Vec<Watched>,
+    reply: &mut Reply<'_>,
+) -> Result<Plan, Error> {
+    let before = context.client.clone();
+    let plan = as_one(context, &transaction, &watched, reply);
+    match plan {
+        Err(_) => *context.client = before,
+        Ok(Plan::Ask { asks, finish }) if !watched.is_empty() && *context.client != before => {
+            return Ok(running::with_undo(context, transaction, before, asks, finish));
         }
-    };
+        _ => {}
+    }
+    match plan {
+        Err(error)
+            if error == IMPOSSIBLE && context.server.facts().multi == RedisMulti::Ordered =>
+        {
+            transaction.is_in_order = true;
+            running::begin(context, transaction, Vec::new(), watched, reply)
+        }
+        plan => plan,
+    }
+}
+
+/// Makes the request of all commands. If it cannot be made, the state of the connection may be that after some of them.
+fn as_one(
+    context: &mut Context<'_>,
+    transaction: &Transaction,
+    watched: &[Watched],
+    reply: &mut Reply<'_>,
+) -> Result<Plan, Error> {
+    let (calls, asks) = make_calls(context, transaction)?;
     let mut updates: Vec<Update<'_>> = watched.iter().map(check_of).collect();
     for ask in &asks {
         add_updates(ask, &mut updates)?;
@@ -221,7 +283,8 @@ fn make_calls(
     for args in &transaction.calls {
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let mut bytes = Vec::new();
-        let mut reply = Reply::new(&mut bytes, context.client.version);
+        let version = context.client.version;
+        let mut reply = Reply::new(&mut bytes, version);
         let Context { client, server, frames, .. } = context;
         let mut inner = Context { args: &args, client, server: *server, digest: None, frames };
         let plan = Command::of(&args).and_then(|command| (command.perform)(&mut inner, &mut reply));
@@ -229,7 +292,7 @@ fn make_calls(
             Ok(Plan::Ask { asks, finish }) => {
                 let asked = asks.iter().map(asked_of).collect::<Result<_, Error>>()?;
                 all.extend(asks);
-                Call::Asked(asked, finish)
+                Call::Asked(asked, finish, version)
             }
             Ok(_) => Call::Replied(bytes),
             Err(error) => {
@@ -302,13 +365,14 @@ fn reply_of(
     reply.array(calls.len());
     let mut rest = results;
     for call in calls {
-        let (asked, finish) = match call {
+        let (asked, finish, version) = match call {
             Call::Replied(bytes) => {
                 reply.raw(&bytes);
                 continue;
             }
-            Call::Asked(asked, finish) => (asked, finish),
+            Call::Asked(asked, finish, version) => (asked, finish, version),
         };
+        reply.set_version(version);
         let mut lists = Vec::new();
         for one in &asked {
             let (of_it, after) = rest.split_at_checked(one.updates).ok_or(IMPOSSIBLE)?;
@@ -322,7 +386,7 @@ fn reply_of(
             .map(|(one, results, list)| answer_of(one, results, list, copies))
             .collect();
         let begin = reply.len();
-        match finish(&answers, reply) {
+        match finish(Ok(&answers), reply) {
             Ok(Plan::Replied | Plan::Close) => {}
             Ok(_) => {
                 reply.truncate(begin);
@@ -476,6 +540,70 @@ mod tests {
             (&*format!("EXISTS {here}"), ":0"),
         ];
         check(&mut door, &lines);
+    }
+
+    #[test]
+    fn a_select_of_a_missing_database_leaves_the_keys_in_their_places() {
+        let mut door = Door::with(Placement::new(3, 2));
+        let lines = [
+            ("MULTI", "+OK"),
+            ("SET k 1", "+QUEUED"),
+            ("SELECT 16", "+QUEUED"),
+            ("SELECT +1", "+QUEUED"),
+            ("GET k", "+QUEUED"),
+            (
+                "EXEC",
+                "*4 +OK -ERR DB index is out of range -ERR value is not an integer or out of range $1 1",
+            ),
+        ];
+        check(&mut door, &lines);
+    }
+
+    #[test]
+    fn a_transaction_that_is_not_executed_leaves_the_state_of_the_connection() {
+        for (change, reply, database) in [("SET k 1", "*-1", 0), ("GET k", "*2 +OK +OK", 2)] {
+            let mut door = Door::new();
+            check(&mut door, &[("WATCH k", "+OK")]);
+            door.say(change);
+            let lines = [("MULTI", "+OK"), ("SELECT 2", "+QUEUED"), ("SET a 1", "+QUEUED")];
+            check(&mut door, &lines);
+            assert_eq!(door.say("EXEC"), reply);
+            assert_eq!(door.client.database, database);
+            assert!(door.client.running.is_none());
+        }
+        // Neither does one that cannot be made.
+        let mut door = Door::new();
+        check(&mut door, &[("MULTI", "+OK"), ("SELECT 2", "+QUEUED"), ("RENAMENX a b", "+QUEUED")]);
+        assert!(door.say("EXEC").starts_with("-EXECABORT "));
+        assert_eq!(door.client.database, 0);
+    }
+
+    #[test]
+    fn an_exec_with_arguments_ends_the_transaction() {
+        let reason = "wrong number of arguments for 'exec' command";
+        let error = format!("-EXECABORT Transaction discarded because of: {reason}");
+        let lines = [
+            ("MULTI", "+OK"),
+            ("SET a 1", "+QUEUED"),
+            ("EXEC now", &error),
+            ("EXEC", "-ERR EXEC without MULTI"),
+            ("GET a", "$-1"),
+        ];
+        check(&mut Door::new(), &lines);
+    }
+
+    #[test]
+    fn a_change_of_the_protocol_concerns_the_replies_after_it() {
+        let lines = [
+            ("MULTI", "+OK"),
+            ("GET absent", "+QUEUED"),
+            ("HELLO 3", "+QUEUED"),
+            ("GET absent", "+QUEUED"),
+        ];
+        let mut door = Door::new();
+        check(&mut door, &lines);
+        let reply = door.say("EXEC");
+        assert!(reply.starts_with("*3 $-1 %") && reply.ends_with(" _"), "{reply}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
     REDIS_DEADLINE_SECONDS,
 };
-use kv_protocol::{Eviction, FailureTimeout};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti};
 
 use crate::load::{self, LoadSource};
 use crate::memory::limit::{MemoryLimit, parse_bytes, parse_memory_limit};
@@ -53,6 +53,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_redis_deadline)]
     pub redis_deadline: Duration,
 
+    /// Treatment of transactions of Redis clients with keys of several shards: `refuse` rejects their commands, `ordered`
+    /// executes them one after the other, without isolation.
+    #[arg(long, value_name = "TREATMENT", default_value_t = RedisMulti::Refuse,
+        value_parser = PossibleValuesParser::new(RedisMulti::ALL.map(RedisMulti::name)).try_map(|name| name.parse::<RedisMulti>()))]
+    pub redis_multi: RedisMulti,
     /// Directory of the Unix-domain socket for clients, `server_ID.sock` with mode 0660. It speaks what the port for
     /// clients speaks. A socket that a dead server left is replaced. The socket is removed at an orderly stop.
     #[arg(long, value_name = "DIR")]

@@ -239,6 +239,7 @@ fn start_executors(
             inbox,
             engine,
             redis_deadline: args.redis_deadline,
+            redis_multi: args.redis_multi,
             listeners: std::mem::take(&mut listeners),
         })?;
     }

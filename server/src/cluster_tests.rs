@@ -87,6 +87,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
             mailboxes: mailboxes.clone(),
             inbox,
             redis_deadline: kv_protocol::limits::DEFAULT_DEADLINE,
+            redis_multi: Default::default(),
             engine,
             listeners: std::mem::take(&mut listeners),
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::hash::HashSecret;
+use kv_protocol::RedisMulti;
 use kv_shard::{Identity, Port, Service, Shard};
 
 use crate::clock;
@@ -32,6 +33,8 @@ pub(crate) struct ExecutorConfig {
     pub(crate) engine: EngineKind,
     /// The time after which a request of a Redis client is given up.
     pub(crate) redis_deadline: Duration,
+    /// The treatment of transactions of Redis clients with keys of several shards.
+    pub(crate) redis_multi: RedisMulti,
     /// The sockets on which this executor accepts connections.
     pub(crate) listeners: Vec<(OwnedFd, Port)>,
 }
@@ -59,6 +62,7 @@ fn prepare(config: ExecutorConfig) -> Prepared {
         inbox,
         listeners,
         redis_deadline,
+        redis_multi,
         ..
     } = config;
     let memory = Arc::clone(statistics.admission.memory());
@@ -66,6 +70,7 @@ fn prepare(config: ExecutorConfig) -> Prepared {
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
     let mut service = Service::new(identity, nonces, memory, hash_secret, chunks);
     service.set_redis_deadline(redis_deadline);
+    service.set_redis_multi(redis_multi);
     let bounds = statistics.admission.bounds().hello;
     let (now, wall) = clock::now_and_wall();
     service.note_wall(now, wall);

@@ -28,3 +28,7 @@ pub(crate) mod link;
 #[cfg(test)]
 #[path = "redis_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "redis_multi_tests.rs"]
+mod multi_tests;

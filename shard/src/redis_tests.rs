@@ -20,7 +20,7 @@ use crate::shard::Shard;
 use crate::testing::{CLUSTER, NOW, Pair, WALL, member, take_output, take_output_at, view};
 
 /// Returns the map of three servers; [`view`] is that of the first group.
-fn map() -> Map {
+pub(super) fn map() -> Map {
     let server = |id: u16| MapServer {
         id: ServerId(id),
         incarnation: member(id).incarnation,
@@ -47,7 +47,7 @@ fn map() -> Map {
 }
 
 /// Returns a pair whose primary knows the map, and a Redis client at the primary.
-fn joined() -> (Pair, ConnectionId) {
+pub(super) fn joined() -> (Pair, ConnectionId) {
     let mut pair = Pair::joined();
     pair.primary.service.note_wall(NOW, WALL);
     pair.primary.service.set_map(map().into());
@@ -56,7 +56,7 @@ fn joined() -> (Pair, ConnectionId) {
 }
 
 /// Opens a connection of a Redis client, as the engine does.
-fn open(shard: &mut Shard) -> ConnectionId {
+pub(super) fn open(shard: &mut Shard) -> ConnectionId {
     let id = shard.open_accepted(NOW, Port::Clients);
     shard.handle_bytes(NOW, id, b"PING\r\n");
     shard.adopt_accepted(NOW, id);
@@ -65,14 +65,14 @@ fn open(shard: &mut Shard) -> ConnectionId {
 }
 
 /// Returns a key of a group.
-fn key_of(group: u16) -> String {
+pub(super) fn key_of(group: u16) -> String {
     let placement = Placement::new(3, 1);
     let is_of_group = |key: &String| placement.locate(key.as_bytes()).0 == GroupId(group);
     (0..).map(|n| format!("key{n}")).find(is_of_group).unwrap()
 }
 
 /// Encodes commands, whose words are separated by spaces.
-fn commands(lines: &[&str]) -> Vec<u8> {
+pub(super) fn commands(lines: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
@@ -85,7 +85,7 @@ fn commands(lines: &[&str]) -> Vec<u8> {
 }
 
 /// Ends a wake-up, and takes what the client receives.
-fn replies(pair: &mut Pair, client: ConnectionId) -> String {
+pub(super) fn replies(pair: &mut Pair, client: ConnectionId) -> String {
     pair.exchange();
     String::from_utf8(take_output(&mut pair.primary, client)).unwrap()
 }
@@ -160,13 +160,13 @@ fn malformed_bytes_get_an_error_and_a_close() {
 }
 
 /// A stand-in for another server: the requests that a link brought.
-struct Other {
+pub(super) struct Other {
     link: ConnectionId,
 }
 
 impl Other {
     /// Accepts the link that the shard dials.
-    fn accept(shard: &mut Shard, now: Time, server: u16) -> Other {
+    pub(super) fn accept(shard: &mut Shard, now: Time, server: u16) -> Other {
         let due = shard.due_dials(now);
         let address = format!("127.0.0.1:{}", 100 + server).parse().unwrap();
         let is_wanted = |(target, to): &&(DialTarget, _)| {
@@ -192,7 +192,7 @@ impl Other {
     }
 
     /// Responds to a request without a value.
-    fn respond(&self, shard: &mut Shard, now: Time, id: u64, status: Status) {
+    pub(super) fn respond(&self, shard: &mut Shard, now: Time, id: u64, status: Status) {
         let response = Response {
             id: RequestId(id),
             status,
@@ -210,7 +210,7 @@ impl Other {
     }
 
     /// Takes the requests that were sent, as id, opcode and seq.
-    fn requests(&self, shard: &mut Shard, now: Time) -> Vec<(u64, u8, u64)> {
+    pub(super) fn requests(&self, shard: &mut Shard, now: Time) -> Vec<(u64, u8, u64)> {
         shard.finish_wake_up(now);
         let bytes = take_output_at(now, shard, self.link);
         let (mut rest, mut requests) = (&bytes[..], Vec::new());
@@ -345,6 +345,32 @@ fn a_request_that_no_server_could_serve_is_not_done_and_the_connection_stays() {
     assert_eq!(pair.primary.fate(client), crate::Fate::Read);
 }
 
+/// Returns the map after the third group has lost both of its holders.
+pub(super) fn map_with_a_lost_group() -> Map {
+    let mut lost = map();
+    lost.revision = MapRevision(2);
+    lost.views[2].version = ViewVersion(2);
+    (lost.views[2].primary, lost.views[2].peer) = (None, Peer::None);
+    lost
+}
+
+#[test]
+fn a_command_on_a_lost_group_has_the_error_of_redis_at_once_and_the_connection_stays() {
+    let (mut pair, client) = joined();
+    pair.primary.service.set_map(map_with_a_lost_group().into());
+    let lost = key_of(2);
+    let lines =
+        [format!("GET {lost}"), format!("SET {lost} 1"), format!("MGET {} {lost}", key_of(0))];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    pair.primary.handle_bytes(NOW, client, &commands(&lines));
+    let down = "-CLUSTERDOWN Hash slot not served\r\n";
+    assert_eq!(replies(&mut pair, client), down.repeat(3));
+    assert_eq!(pair.primary.fate(client), crate::Fate::Read);
+    // The keys of other groups are served.
+    pair.primary.handle_bytes(NOW, client, &commands(&[&format!("SET {} 1", key_of(0))]));
+    assert_eq!(replies(&mut pair, client), "+OK\r\n");
+}
+
 #[test]
 fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt() {
     let (mut pair, client) = joined();
@@ -352,11 +378,7 @@ fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt() {
     pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
     let other = Other::accept(&mut pair.primary, NOW, 2);
     assert_eq!(other.requests(&mut pair.primary, NOW).len(), 1);
-    let mut lost = map();
-    lost.revision = MapRevision(2);
-    lost.views[2].version = ViewVersion(2);
-    (lost.views[2].primary, lost.views[2].peer) = (None, Peer::None);
-    pair.primary.service.set_map(lost.into());
+    pair.primary.service.set_map(map_with_a_lost_group().into());
     pair.primary.finish_wake_up(NOW);
     let said = String::from_utf8(take_output(&mut pair.primary, client)).unwrap();
     assert!(said.starts_with("-ERR outcome unknown"), "another client may have read it: {said}");

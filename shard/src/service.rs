@@ -39,7 +39,7 @@ use kv_protocol::peer_message::{
 };
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
-use kv_protocol::{Eviction, FailureTimeout};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti};
 
 use crate::address::Address;
 use crate::connection_memory::ConnectionMemory;
@@ -180,6 +180,8 @@ pub struct Service {
     was_drained: bool,
     /// The time after which a request of a Redis client is given up.
     pub(crate) redis_deadline: Duration,
+    /// The treatment of transactions of Redis clients with keys of several shards.
+    pub(crate) redis_multi: RedisMulti,
     /// The number of the shard that took the last connection that may be one of a Redis client.
     next_for_redis: u16,
     /// The first reading of the wall clock.
@@ -276,6 +278,7 @@ impl Service {
             has_news: false,
             was_drained: false,
             redis_deadline: DEFAULT_DEADLINE,
+            redis_multi: RedisMulti::default(),
             next_for_redis: identity.shard.0,
             started: None,
         }
@@ -884,6 +887,12 @@ impl Service {
     /// set before the first request.
     pub fn set_redis_deadline(&mut self, deadline: Duration) {
         self.redis_deadline = deadline;
+    }
+
+    /// Sets the treatment of transactions of Redis clients with keys of several shards. It must be set before the first
+    /// request.
+    pub fn set_redis_multi(&mut self, multi: RedisMulti) {
+        self.redis_multi = multi;
     }
 
     /// Returns the shard of this server that takes the next Redis client.

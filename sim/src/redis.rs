@@ -117,7 +117,7 @@ pub struct Planned {
 
 impl RedisClient {
     /// Creates a client without a connection.
-    pub fn new(number: usize, depth: usize, has_own: bool) -> RedisClient {
+    pub fn new(number: usize, depth: usize, own: Option<OwnKeys>) -> RedisClient {
         let process = u32::try_from(number).expect("clients are few") + FIRST_PROCESS;
         RedisClient {
             connection: None,
@@ -129,7 +129,7 @@ impl RedisClient {
             waits_since: 0,
             is_shut: false,
             is_ending: false,
-            own: has_own.then(|| OwnKeys::new(number)),
+            own,
             seen: BTreeMap::new(),
             known: BTreeMap::new(),
             process: process << 16,

@@ -22,7 +22,7 @@ use kv_protocol::ids::{ClusterId, ClusterKey, GroupId, Member, ShardId, Time};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
-use kv_protocol::{Eviction, FailureTimeout};
+use kv_protocol::{Eviction, FailureTimeout, RedisMulti};
 use kv_shard::{ConnectionMemory, Identity};
 
 use crate::network::ConnectionNumber;
@@ -41,7 +41,7 @@ const KEY: ClusterKey = ClusterKey(0x51);
 /// A memory limit in bytes that exceeds the data of any run.
 pub const MEMORY: u64 = 64 << 20;
 
-/// The limits of a replica.
+/// The limits and settings of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// The memory limit of a table in bytes, above which writes are rejected.
@@ -52,6 +52,8 @@ pub struct Bounds {
     pub session_idle: Duration,
     /// The length in bytes above which a value is sent directly from the table.
     pub long_value: usize,
+    /// The treatment of transactions of Redis clients with keys of several shards.
+    pub redis_multi: RedisMulti,
 }
 
 impl Bounds {
@@ -128,7 +130,7 @@ impl Process {
                 session_idle: bounds.session_idle,
                 long_value: bounds.long_value,
             };
-            Executor::new(identity, &memory, seed, &is_exhausted)
+            Executor::new(identity, &memory, bounds.redis_multi, seed, &is_exhausted)
         });
         let shards = shards.collect();
         Process {

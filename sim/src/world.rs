@@ -24,7 +24,7 @@ use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, Sha
 use kv_protocol::key::{Link, Nonce, Seal};
 use kv_protocol::limits::{MAX_CONTROL_BODY, MAX_RESPONSE_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
-use kv_protocol::{ClusterKey, Eviction};
+use kv_protocol::{ClusterKey, Eviction, RedisMulti};
 use kv_shard::LONG_VALUE;
 use kv_testkit::random::Random;
 
@@ -159,6 +159,8 @@ impl Config {
         let hash_tags = Random::new(seed ^ 0x7a65).per_mille(400);
         let mut doors = Random::new(seed ^ 0x4ed15);
         let redis = if !floods && doors.per_mille(400) { 1 + doors.index(3) } else { 0 };
+        let redis_multi =
+            if doors.per_mille(500) { RedisMulti::Ordered } else { RedisMulti::Refuse };
         Config {
             seed,
             servers,
@@ -199,6 +201,7 @@ impl Config {
                 session_idle: if forgets_soon { SHORT_IDLE } else { SESSION_IDLE },
                 // Only values of at most a kibibyte are moved by compaction, because the chunks of a run are small.
                 long_value: if has_waves { SHORT_LONG_VALUE } else { LONG_VALUE },
+                redis_multi,
             },
             wall_bound,
             objects,

@@ -21,8 +21,12 @@ fn installed(path: &str) -> PathBuf {
 }
 
 /// Starts a cluster, and runs a command with the addresses of its servers.
-fn run(mut command: Command) {
-    let cluster = Cluster::builder().shards(2).flag("--hash-tags").start();
+fn run(command: Command) {
+    run_on(Cluster::builder().shards(2).flag("--hash-tags").start(), command);
+}
+
+/// Runs a command with the addresses of a cluster's servers.
+fn run_on(cluster: Cluster, mut command: Command) {
     command.args(servers(&cluster).iter().map(ToString::to_string));
     let ended = programs::finish(command, "", 4 * TIMEOUT).with_code(0);
     assert_eq!(ended.lines().last(), Some(&"passed"), "{ended:?}");
@@ -56,7 +60,8 @@ fn redis_py_works_at_every_server_with_both_protocols() {
 #[test]
 #[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
 fn caches_and_sessions_of_django_and_flask_work() {
-    run(python("frameworks.py"));
+    let cluster = Cluster::builder().shards(2).flag("--redis-multi").flag("ordered").start();
+    run_on(cluster, python("frameworks.py"));
 }
 
 #[test]

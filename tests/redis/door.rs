@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::{self, Signal};
 use crate::common::{Cluster, TIMEOUT, wait_until};
+use crate::ordered::replace;
 use crate::resp::{Connection, Reply, servers};
 use kv_client::OpOptions;
 
@@ -86,8 +87,7 @@ fn increments_during_failovers_count_once_and_no_client_gets_an_error() {
             wait_until("further increments", TIMEOUT, || {
                 acknowledged.load(Ordering::Relaxed) > done + 500
             });
-            process::signal(cluster.server_pid(1), Signal::KILL);
-            cluster.await_whole();
+            replace(&cluster, 1);
         }
         is_over.store(true, Ordering::Relaxed);
         workers.into_iter().map(|worker| worker.join().expect("a client")).max()
@@ -208,4 +208,27 @@ fn the_deadline_of_commands_is_a_flag_and_a_command_that_was_not_served_can_be_s
     });
     cluster.await_whole();
     cluster.stop();
+}
+
+#[test]
+fn keys_of_a_group_without_holders_have_the_error_of_redis_at_once_and_the_others_are_served() {
+    let cluster = Cluster::builder().flag("--on-double-fault").flag("isolate").start();
+    let addresses = servers(&cluster);
+    let mut connection = Connection::open(addresses[0]);
+    let [lost, kept] = [1, 0].map(|group| {
+        let key = String::from_utf8(cluster.key_at(group, 0, "key")).expect("a text");
+        assert_eq!(connection.ask(&format!("SET {key} 1")), Reply::ok());
+        key
+    });
+    for pid in [1, 2].map(|id| cluster.server_pid(id)) {
+        process::signal(pid, Signal::KILL);
+    }
+    let down = Reply::Error("CLUSTERDOWN Hash slot not served".into());
+    wait_until("the loss of the group", TIMEOUT, || connection.ask(&format!("GET {lost}")) == down);
+    let begin = Instant::now();
+    assert_eq!(connection.ask(&format!("SET {lost} 2")), down);
+    assert_eq!(connection.ask(&format!("MGET {kept} {lost}")), down);
+    assert!(begin.elapsed() < Duration::from_secs(5), "it waited for the deadline");
+    assert_eq!(connection.ask(&format!("INCR {kept}")), Reply::Integer(2));
+    // The lost group has no dump, so the cluster is not stopped in order.
 }

@@ -7,5 +7,6 @@ mod clients;
 mod differential;
 mod door;
 mod hostile;
+mod ordered;
 mod resp;
 mod tools;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use kv_protocol::Eviction;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS, REDIS_DEADLINE_SECONDS,
 };
 use kv_protocol::size;
+use kv_protocol::{Eviction, RedisMulti};
 
 /// The minimum interval between two requests of `coord status --watch`.
 const MIN_INTERVAL_SECONDS: f64 = 0.1;
@@ -148,6 +148,12 @@ pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
 pub(super) fn eviction_policy() -> impl TypedValueParser<Value = Eviction> {
     let names = Eviction::ALL.map(Eviction::name);
     PossibleValuesParser::new(names).try_map(|name| name.parse::<Eviction>())
+}
+
+/// Returns the parser of `--redis-multi`.
+pub(super) fn redis_multi() -> impl TypedValueParser<Value = RedisMulti> {
+    let names = RedisMulti::ALL.map(RedisMulti::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<RedisMulti>())
 }
 
 /// Checks a memory limit of the tables, a size or `none`, and returns its text. The servers parse it themselves.

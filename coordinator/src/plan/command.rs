@@ -2,7 +2,7 @@
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::limits::DEFAULT_DEADLINE;
-use kv_protocol::{ClusterId, Eviction, Member};
+use kv_protocol::{ClusterId, Eviction, Member, RedisMulti};
 
 use super::Plan;
 use crate::quote;
@@ -53,6 +53,9 @@ impl Plan {
         }
         if self.settings.redis_deadline != DEFAULT_DEADLINE {
             flag("--redis-deadline", self.settings.redis_deadline.as_secs_f64().to_string());
+        }
+        if self.settings.redis_multi != RedisMulti::default() {
+            flag("--redis-multi", self.settings.redis_multi.to_string());
         }
         if let Some(dir) = self.settings.unix_dir() {
             flag("--unix", dir.display().to_string());
@@ -137,6 +140,17 @@ mod tests {
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
              --failure-timeout 0.5 --share 1 --memory-limit 1G --eviction ttl --connection-memory 64M"
         );
+    }
+
+    #[test]
+    fn every_server_gets_the_settings_of_redis_clients_that_are_not_the_default() {
+        let mut plan = plan();
+        plan.settings.redis_deadline = Duration::from_millis(500);
+        plan.settings.redis_multi = RedisMulti::Ordered;
+        for n in 0..3 {
+            let words = arguments(&plan, n).join(" ");
+            assert!(words.ends_with("--redis-deadline 0.5 --redis-multi ordered"), "{words}");
+        }
     }
 
     #[test]

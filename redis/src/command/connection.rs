@@ -3,7 +3,7 @@
 use super::clients::check_name;
 use super::{Command, Context, Keys, Perform, integer};
 use crate::client::REDIS_VERSION;
-use crate::database::DATABASES;
+use crate::database;
 use crate::error::{self, Error};
 use crate::plan::Plan;
 use crate::resp::{Reply, Version};
@@ -122,9 +122,7 @@ fn echo(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error>
 }
 
 fn select(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error> {
-    let number = i32::try_from(context.integer(1)?).map_err(|_| error::NOT_AN_INTEGER)?;
-    let number = u8::try_from(number).ok().filter(|number| *number < DATABASES);
-    context.client.database = number.ok_or(error::NO_SUCH_DATABASE)?;
+    context.client.database = database::number(context.args[1])?;
     reply.ok();
     Ok(Plan::Replied)
 }

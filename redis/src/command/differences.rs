@@ -22,11 +22,11 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
     ("delifeq", "A command of Valkey 9.0."),
     (
         "exec",
-        "All keys must be of one shard: a hash tag in a cluster with `--hash-tags`. At most 1,024 commands and 17 MiB.",
+        "Atomic if all keys are of one shard. In order without isolation for several shards with `--redis-multi ordered`. At most 64 MiB of replies then.",
     ),
     (
         "multi",
-        "All keys must be of one shard: a hash tag in a cluster with `--hash-tags`. At most 1,024 commands and 17 MiB.",
+        "All keys must be of one shard (a hash tag in a cluster with `--hash-tags`), or `--redis-multi ordered` set. At most 1,024 commands and 17 MiB.",
     ),
     (
         "flushall",
@@ -49,7 +49,7 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
     ("mset", "Atomic for the keys of each shard, not for all together."),
     (
         "msetnx",
-        "CROSSSLOT unless all keys are of one shard. At most 1,024 keys. Not in a transaction.",
+        "CROSSSLOT unless all keys are of one shard. At most 1,024 keys. In a transaction only with `--redis-multi ordered`.",
     ),
     (
         "object",
@@ -63,7 +63,10 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
         "wait",
         "The number of servers that hold the last write besides the primary, at once: a write waits for its second copy before it has its reply.",
     ),
-    ("watch", "All keys must be of the shard of the transaction."),
+    (
+        "watch",
+        "All keys must be of the shard of the transaction. With `--redis-multi ordered`, others are compared before the first command. A missing key that is created and removed again counts as unchanged.",
+    ),
 ];
 
 /// Returns the differences of a command; empty if there are none.

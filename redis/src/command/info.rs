@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use kv_protocol::RedisMulti;
+
 use super::pages::{self, Selection};
 use super::{Command, Context, Keys};
 use crate::client::{Facts, Load, REDIS_VERSION};
@@ -106,7 +108,16 @@ fn write_section(
             line(text, "tcp_port", facts.port);
             line(text, "uptime_in_seconds", uptime);
             line(text, "uptime_in_days", uptime / 86_400);
-            line(text, "transactions", "atomic within one shard, refused across shards");
+            line(text, "redis_multi", facts.multi);
+            let across = match facts.multi {
+                RedisMulti::Refuse => "refused",
+                RedisMulti::Ordered => "in order without isolation",
+            };
+            line(
+                text,
+                "transactions",
+                format_args!("atomic within one shard, {across} across shards"),
+            );
             line(text, "pubsub", "none");
         }
         "clients" => {
@@ -163,6 +174,7 @@ fn human(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::testing::Door;
 
     #[test]
@@ -184,6 +196,20 @@ mod tests {
         }
         let version = all.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap();
         assert!(version.starts_with("7.2") || version > "7.2");
+    }
+
+    #[test]
+    fn info_states_how_transactions_across_shards_are_treated() {
+        for (multi, words) in [
+            (RedisMulti::Refuse, "refused across shards"),
+            (RedisMulti::Ordered, "in order without isolation across shards"),
+        ] {
+            let mut door = Door::new();
+            door.store.multi = multi;
+            let all = String::from_utf8(door.run(&[b"INFO", b"server"])).unwrap();
+            assert!(all.contains(&format!("\r\nredis_multi:{multi}\r\n")), "{all}");
+            assert!(all.contains(&format!("one shard, {words}\r\n")), "{all}");
+        }
     }
 
     #[test]

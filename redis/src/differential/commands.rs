@@ -1,5 +1,6 @@
 //! Random commands.
 
+use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kv_testkit::random::Random;
@@ -124,6 +125,87 @@ const OWN_FORMS: &[&str] = &[
     "quit",
 ];
 
+/// The forms of commands that control transactions, at any time.
+const CONTROL: &[&str] =
+    &["multi", "exec", "discard", "unwatch", "watch KEYS", "multi KEY", "watch", "exec KEY"];
+/// The forms of commands in transactions that outside of them seldom have keys of one shard.
+const TAGGED_FORMS: &[&str] = &[
+    "rename TAGGED TAGGED",
+    "renamenx TAGGED TAGGED",
+    "copy TAGGED TAGGED COPYOPTION COPYOPTION",
+    "msetnx TAGGED VALUE TAGGED VALUE",
+    "del TAGGED TAGGED",
+    "mget TAGGED TAGGED KEY",
+    "incr TAGGED",
+];
+/// The commands that are not compared in transactions: Redis rejects calls of them when they are queued.
+const NOT_QUEUED: &[&[u8]] = &[b"cluster", b"debug"];
+/// The commands whose keys must be of one shard.
+const OF_ONE_SHARD: &[&[u8]] = &[b"rename", b"renamenx", b"copy", b"msetnx"];
+/// The probability, per mille, that a transaction begins.
+const TRANSACTION_PER_MILLE: u64 = 30;
+
+/// A sequence of random commands, some of them in transactions.
+#[derive(Default)]
+pub(super) struct Commands {
+    /// The commands of a transaction that has begun.
+    rest: VecDeque<Vec<Vec<u8>>>,
+}
+
+impl Commands {
+    /// Returns the words of the next command.
+    pub(super) fn next(&mut self, random: &mut Random) -> Vec<Vec<u8>> {
+        if self.rest.is_empty() && random.per_mille(TRANSACTION_PER_MILLE) {
+            self.begin_transaction(random);
+        }
+        self.rest.pop_front().unwrap_or_else(|| self::random(random))
+    }
+
+    /// Ends a transaction of which the store has refused a command.
+    pub(super) fn discard(&mut self) {
+        self.rest = [vec![b"discard".to_vec()], vec![b"unwatch".to_vec()]].into();
+    }
+
+    fn begin_transaction(&mut self, random: &mut Random) {
+        let is_tagged = random.per_mille(400);
+        if random.per_mille(400) {
+            self.rest.push_back(of_form("watch KEYS", random));
+            // One command that may change a watched key.
+            if random.per_mille(400) {
+                self.rest.push_back(self::random(random));
+            }
+        }
+        self.rest.push_back(vec![b"multi".to_vec()]);
+        for _ in 0..random.below(7) {
+            let mut words = match random.below(10) {
+                0 => of_form(CONTROL[random.index(CONTROL.len())], random),
+                1..4 => of_form(TAGGED_FORMS[random.index(TAGGED_FORMS.len())], random),
+                _ => self::random(random),
+            };
+            if is_tagged {
+                let keys = words[1..].iter_mut().filter(|word| KEYS.contains(&&word[..]));
+                keys.for_each(|key| *key = tagged(random));
+            }
+            if !NOT_QUEUED.contains(&&words[0][..]) && !may_cross(&words) {
+                self.rest.push_back(words);
+            }
+        }
+        let end = if random.per_mille(900) { "exec" } else { "discard" };
+        self.rest.push_back(vec![end.into()]);
+        // The transaction may have ended earlier, and a WATCH after that. A missing key that is created and removed again
+        // while it is watched counts as unchanged in the store.
+        self.rest.push_back(vec![b"unwatch".to_vec()]);
+    }
+}
+
+/// Returns whether a command may have keys of several shards, where this is an error.
+fn may_cross(words: &[Vec<u8>]) -> bool {
+    let step = if words[0] == b"msetnx" { 2 } else { 1 };
+    let keys = if words[0] == b"copy" { 2 } else { words.len() };
+    OF_ONE_SHARD.contains(&&words[0][..])
+        && words[1..].iter().step_by(step).take(keys).any(|key| !key.starts_with(b"{t}"))
+}
+
 /// Returns the words of a random command whose reply differs from that of Redis.
 pub(super) fn random_of_own(random: &mut Random) -> Vec<Vec<u8>> {
     of_form(OWN_FORMS[random.index(OWN_FORMS.len())], random)
@@ -158,6 +240,7 @@ fn push(word: &str, random: &mut Random, words: &mut Vec<Vec<u8>>) {
     let text = |word: &str| word.as_bytes().to_vec();
     match word {
         "KEY" => words.push(key(random)),
+        "TAGGED" => words.push(tagged(random)),
         "KEYS" => (0..random.between(1, 5)).for_each(|_| words.push(key(random))),
         "PAIRS" => {
             for _ in 0..random.between(1, 4) {
@@ -208,9 +291,16 @@ fn push(word: &str, random: &mut Random, words: &mut Vec<Vec<u8>>) {
     }
 }
 
+const KEYS: &[&[u8]] =
+    &[b"k", b"key", b"{t}1", b"{t}2", b"{t}3", b"*", b"k\0\xff", b"\r\n", b"kk", b"a b?"];
+
 fn key(random: &mut Random) -> Vec<u8> {
-    let keys: [&[u8]; 10] =
-        [b"k", b"key", b"{t}1", b"{t}2", b"{t}3", b"*", b"k\0\xff", b"\r\n", b"kk", b"a b?"];
+    pick(random, KEYS).to_vec()
+}
+
+/// Returns one of the keys with the same hash tag.
+fn tagged(random: &mut Random) -> Vec<u8> {
+    let keys: [&[u8]; 3] = [b"{t}1", b"{t}2", b"{t}3"];
     pick(random, &keys).to_vec()
 }
 

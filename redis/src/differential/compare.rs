@@ -34,8 +34,87 @@ pub(super) fn read_reply(stream: &mut impl BufRead, reply: &mut Vec<u8>) -> anyh
     Ok(())
 }
 
+/// Returns whether the store refuses a command that Redis executes.
+pub(super) fn is_refused(reply: &[u8]) -> bool {
+    [&b"-CROSSSLOT"[..], b"-ERR a key has 1 to", b"-ERR keys that begin with the bytes"]
+        .iter()
+        .any(|error| reply.starts_with(error))
+        || reply.ends_with(b" is not possible inside a transaction of this store\r\n")
+        || reply.ends_with(b"a command of it needs several requests to this store.\r\n")
+}
+
+/// The comparison of the replies on one connection.
+#[derive(Default)]
+pub(super) struct Comparison {
+    /// The commands since MULTI; `None` outside of a transaction.
+    queued: Option<Vec<Vec<Vec<u8>>>>,
+    /// The commands of the last EXEC.
+    last: Vec<Vec<Vec<u8>>>,
+    /// The number of transactions that were executed.
+    pub(super) executed: usize,
+}
+
+impl Comparison {
+    /// Returns whether a transaction has begun.
+    pub(super) fn is_in_transaction(&self) -> bool {
+        self.queued.is_some()
+    }
+
+    /// Ends a transaction that the store has refused to execute.
+    pub(super) fn end(&mut self) {
+        self.queued = None;
+    }
+
+    /// Returns the words of a command that has different replies. Those of an EXEC include its commands.
+    pub(super) fn shown(&self, args: &[&[u8]]) -> String {
+        let line = |words: &[&[u8]]| words.join(&b' ').escape_ascii().to_string();
+        let mut shown = line(args);
+        if args[0] == b"exec" {
+            for words in &self.last {
+                let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+                shown += &format!("; {}", line(&words));
+            }
+        }
+        shown
+    }
+
+    /// Returns whether two replies to the next command mean the same.
+    pub(super) fn is_same(&mut self, args: &[&[u8]], ours: &[u8], theirs: &[u8]) -> bool {
+        let is_array = |reply: &[u8]| reply.starts_with(b"*") && !reply.starts_with(b"*-");
+        match (args[0].to_ascii_lowercase().as_slice(), &mut self.queued) {
+            (b"multi", queued @ None) if ours == b"+OK\r\n" => *queued = Some(Vec::new()),
+            (b"exec", Some(queued)) => {
+                self.last = std::mem::take(queued);
+                self.queued = None;
+                if is_array(ours) && is_array(theirs) {
+                    self.executed += 1;
+                    return are_same(&self.last, ours, theirs);
+                }
+            }
+            (b"discard" | b"reset", _) if args.len() == 1 => self.queued = None,
+            (_, Some(queued)) if ours == b"+QUEUED\r\n" => {
+                queued.push(args.iter().map(|arg| arg.to_vec()).collect());
+            }
+            _ => {}
+        }
+        is_same(args, ours, theirs)
+    }
+}
+
+/// Returns whether two replies to EXEC have the same elements.
+fn are_same(queued: &[Vec<Vec<u8>>], ours: &[u8], theirs: &[u8]) -> bool {
+    let (mut ours, mut theirs) = (after_line(ours), after_line(theirs));
+    let same = queued.iter().all(|args| {
+        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        let are_read = read_reply(&mut ours, &mut one).is_ok();
+        are_read && read_reply(&mut theirs, &mut other).is_ok() && is_same(&args, &one, &other)
+    });
+    same && ours.is_empty() && theirs.is_empty()
+}
+
 /// Returns whether two replies to a command mean the same.
-pub(super) fn is_same(args: &[&[u8]], ours: &[u8], theirs: &[u8]) -> bool {
+fn is_same(args: &[&[u8]], ours: &[u8], theirs: &[u8]) -> bool {
     if ours == theirs {
         return true;
     }

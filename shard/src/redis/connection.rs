@@ -9,7 +9,8 @@
 //!
 //! Several commands of a pipeline may be in flight. A command waits while an earlier one with the same key is in flight
 //! and one of the two writes, so the commands on a key take effect in the order of the pipeline. A command without keys
-//! that asks the store, such as DBSIZE, waits for all earlier ones, and all later ones wait for it.
+//! that asks the store, such as DBSIZE, waits for all earlier ones, and all later ones wait for it. An EXEC with several
+//! steps too.
 
 use std::collections::VecDeque;
 
@@ -22,12 +23,13 @@ use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{Time, WallTime};
 use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_redis::answer::Answer;
-use kv_redis::ask::{Ask, Digests};
+use kv_redis::ask::{Ask, Digests, FreeFrames};
 use kv_redis::client::Client;
 use kv_redis::command::{self, Context};
-use kv_redis::error::Error;
+use kv_redis::error::{self, Error};
 use kv_redis::plan::{Asks, Finish, Plan};
 use kv_redis::resp::{CommandParser, KeysAhead, MAX_COMMAND_BYTES, Parsed, Reply, Version};
+use kv_redis::transaction;
 
 use super::gateway::{Delivery, FLIGHT_BYTES, Outcome, Owner};
 use super::host::Host;
@@ -232,8 +234,11 @@ impl RedisConnection {
 
     /// Returns whether a further command could begin.
     fn has_room(&self) -> bool {
+        let is_within_transaction =
+            self.client.running.is_some() && !mutations::is_open(Mutation::BegunWithinTransaction);
         self.held.is_none()
             && !self.is_waiting
+            && !is_within_transaction
             && !self.is_ending
             && self.weight < IN_FLIGHT
             && self.pending.len() < PENDING
@@ -305,7 +310,7 @@ impl RedisConnection {
                 (bytes.len(), Ok(Plan::Replied))
             }
         };
-        match self.step_of(plan, reply) {
+        match self.step_of(now, service, plan, reply) {
             Ok(step) => self.begin_or_hold(now, service, step),
             Err(reply) => self.reply(now, service, reply),
         }
@@ -315,24 +320,34 @@ impl RedisConnection {
     /// Returns the step that a plan asks for, or else the complete reply.
     fn step_of(
         &mut self,
-        plan: Result<Plan, Error>,
+        now: Time,
+        service: &Service,
+        mut plan: Result<Plan, Error>,
         mut reply: PartialReply,
     ) -> Result<Step, Vec<u8>> {
-        let error = match plan {
-            Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
-                return Ok(Step { asks, finish, reply, footprint: None });
-            }
-            Ok(Plan::Ask { .. }) => TOO_MANY_KEYS,
-            Ok(Plan::Replied) => return Err(reply.complete()),
-            Ok(Plan::Watched(keys)) => {
-                self.client.watched.extend(keys);
-                return Err(reply.complete());
-            }
-            Ok(Plan::Close) => {
-                self.is_ending = true;
-                return Err(reply.complete());
-            }
-            Err(error) => error,
+        let error = loop {
+            plan = match plan {
+                Ok(Plan::Ask { asks, finish }) if asks.len() <= ASKS_MAX => {
+                    return Ok(Step { asks, finish, reply, footprint: None });
+                }
+                Ok(Plan::Ask { finish, .. }) => finish(Err(TOO_MANY_KEYS), &mut reply.writer()),
+                Ok(Plan::GoOn(ended)) => {
+                    let (client, server) = (&mut self.client, &Host { service, now });
+                    let frames = &mut FreeFrames::default();
+                    let mut context = Context { args: &[], client, server, digest: None, frames };
+                    transaction::go_on(&mut context, ended, &mut reply.writer())
+                }
+                Ok(Plan::Replied) => return Err(reply.complete()),
+                Ok(Plan::Watched(keys)) => {
+                    self.client.watched.extend(keys);
+                    return Err(reply.complete());
+                }
+                Ok(Plan::Close) => {
+                    self.is_ending = true;
+                    return Err(reply.complete());
+                }
+                Err(error) => break error,
+            };
         };
         reply.bytes.clear();
         reply.writer().error(&error);
@@ -390,13 +405,12 @@ impl RedisConnection {
         let served = match &asks[..] {
             [ask] => service.read_here(now, ask, |response| {
                 let finish = finish.take()?;
-                let answer = Answer::of(response, true);
-                Some(answer.and_then(|answer| finish(&[answer], &mut reply.writer())))
+                Some(finish_with_one(Answer::of(response, true), finish, &mut reply))
             }),
             _ => None,
         };
         let step = match (served.flatten(), finish) {
-            (Some(plan), _) => self.step_of(plan, reply),
+            (Some(plan), _) => self.step_of(now, service, plan, reply),
             (None, Some(finish)) => Ok(Step { asks, finish, reply, footprint }),
             (None, None) => return,
         };
@@ -498,7 +512,7 @@ impl RedisConnection {
                 service.gateway.free_frames.keep(frame);
             }
         }
-        match self.step_of(plan, reply) {
+        match self.step_of(now, service, plan, reply) {
             Ok(step) => self.begin(now, service, command, step),
             Err(reply) => {
                 let at_once = mutations::is_open(Mutation::RepliesByCompletion);
@@ -529,17 +543,20 @@ impl RedisConnection {
             if !is_read {
                 self.client.copies = response.copies;
             }
-            return finish(&[Answer::of(&response, *is_read)?], &mut reply.writer());
+            return finish_with_one(Answer::of(&response, *is_read), finish, reply);
         }
-        let answers = answers_of(parts).inspect_err(|error| {
+        let answers = answers_of(parts);
+        match &answers {
+            Ok(answers) => {
+                let of_writes = parts.iter().zip(answers).filter(|(part, _)| !part.is_read);
+                if let Some(copies) = of_writes.map(|(_, answer)| answer.copies).min() {
+                    self.client.copies = copies;
+                }
+            }
             // The client must not send further commands as if it knew the state.
-            self.is_ending |= *error == IN_DOUBT;
-        })?;
-        let of_writes = parts.iter().zip(&answers).filter(|(part, _)| !part.is_read);
-        if let Some(copies) = of_writes.map(|(_, answer)| answer.copies).min() {
-            self.client.copies = copies;
+            Err(error) => self.is_ending |= *error == error::IN_DOUBT,
         }
-        finish(&answers, &mut reply.writer())
+        finish(answers.as_deref().map_err(Clone::clone), &mut reply.writer())
     }
 
     fn count_memory(&mut self, now: Time, service: &mut Service) {
@@ -639,28 +656,17 @@ fn is_of_http(name: &[u8]) -> bool {
 
 /// The error of a command with too many keys.
 const TOO_MANY_KEYS: Error = Error::Stated("ERR a command has at most 65,536 keys in this store");
-/// The error of a write whose effect is unknown. The connection ends after it.
-const IN_DOUBT: Error = Error::Stated(
-    "ERR outcome unknown: no server responded before the deadline, and the write may still take effect",
-);
-/// The error of a request that no server could serve.
-const NOT_SERVED: Error = Error::Stated(
-    "TRYAGAIN no server could serve the key before the deadline; nothing was changed by this command",
-);
-
-/// The error of a command of which only some requests could be served.
-const SERVED_IN_PART: Error = Error::Stated(
-    "TRYAGAIN no server could serve some of the keys before the deadline; the other keys were changed by this command",
-);
-
 /// Returns the responses to the requests of a step that has ended.
 fn answers_of(parts: &[Part]) -> Result<Vec<Answer<'_>>, Error> {
     if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::InDoubt))) {
-        return Err(IN_DOUBT);
+        return Err(error::IN_DOUBT);
+    }
+    if parts.iter().any(|part| matches!(part.outcome, Some(Outcome::Lost))) {
+        return Err(error::LOST);
     }
     let has_response = |part: &Part| matches!(part.outcome, Some(Outcome::Response(_)));
     let is_changed = parts.iter().any(|part| !part.is_read && has_response(part));
-    let not_served = if is_changed { SERVED_IN_PART } else { NOT_SERVED };
+    let not_served = if is_changed { error::SERVED_IN_PART } else { error::NOT_SERVED };
     let responses = parts.iter().map(|part| part.outcome.as_ref().and_then(response_of));
     let answers = responses.zip(parts).map(|(response, part)| {
         Answer::of(&response.ok_or_else(|| not_served.clone())?, part.is_read)
@@ -672,4 +678,14 @@ fn response_of(outcome: &Outcome) -> Option<Response<'_>> {
     let Outcome::Response(frame) = outcome else { return None };
     let frame = split_frame(frame, &FrameRules::unchecked(MAX_RESPONSE_BODY)).ok()??;
     Response::read(frame.body).ok()
+}
+
+/// Continues a command with its only response, or with the error that it means.
+fn finish_with_one(
+    answer: Result<Answer<'_>, Error>,
+    finish: Finish,
+    reply: &mut PartialReply,
+) -> Result<Plan, Error> {
+    let answer = answer.as_ref().map(std::slice::from_ref).map_err(Clone::clone);
+    finish(answer, &mut reply.writer())
 }

@@ -69,6 +69,8 @@ pub(crate) enum Outcome {
     Response(Vec<u8>),
     /// No server could serve the request before the deadline. It has had no effect and will have none.
     NotServed,
+    /// No server is left that holds the key. The request has had no effect and will have none.
+    Lost,
     /// A write whose effect is unknown.
     InDoubt,
 }
@@ -78,7 +80,7 @@ impl Outcome {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Outcome::Response(frame) => frame.capacity(),
-            Outcome::NotServed | Outcome::InDoubt => 0,
+            Outcome::NotServed | Outcome::Lost | Outcome::InDoubt => 0,
         }
     }
 }
@@ -326,7 +328,7 @@ impl Service {
         let view = match route {
             Route::Here(view) | Route::Server(_, _, view) => view,
             Route::None => return self.put_back(id, now),
-            Route::Lost => return self.give_up(id),
+            Route::Lost => return self.give_up(id, Outcome::Lost),
         };
         let Gateway { flights, lanes, .. } = &mut self.gateway;
         let Some(flight) = flights.get(id) else { return };
@@ -598,12 +600,12 @@ impl Service {
         }
     }
 
-    /// Ends a request without a response.
-    fn give_up(&mut self, id: RequestId) {
+    /// Ends a request without a response: with this outcome, unless it may take effect.
+    fn give_up(&mut self, id: RequestId, outcome: Outcome) {
         let Some(flight) = self.gateway.flights.get(id) else { return };
         let is_in_doubt =
             flight.may_take_effect() && !mutations::is_open(Mutation::DoubtReportedAsNotDone);
-        self.end(id, if is_in_doubt { Outcome::InDoubt } else { Outcome::NotServed });
+        self.end(id, if is_in_doubt { Outcome::InDoubt } else { outcome });
     }
 
     /// Ends a request with its response, which gets the buffer of the request.
@@ -727,7 +729,7 @@ impl Service {
     pub(crate) fn handle_gateway_tick(&mut self, now: Time) {
         while let Some((deadline, id)) = self.gateway.deadlines.front().copied() {
             match self.gateway.flights.get(id) {
-                Some(_) if deadline <= now => self.give_up(id),
+                Some(_) if deadline <= now => self.give_up(id, Outcome::NotServed),
                 Some(_) => break,
                 None => {}
             }

@@ -50,6 +50,7 @@ impl Server for Host<'_> {
             connections: MAX_CLIENT_CONNECTIONS,
             port: self.service.clients_port().unwrap_or(0),
             started: self.service.started(),
+            multi: self.service.redis_multi,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_core::mutations::{self, Mutation};
-use kv_protocol::Eviction;
+use kv_protocol::{Eviction, RedisMulti};
 use kv_sim::run;
 use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
@@ -149,6 +149,10 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::RepliesByCompletion
         | Mutation::DoubtReportedAsNotDone
         | Mutation::ClosedLaneReused => Config::of(*seed).redis > 0,
+        Mutation::BegunWithinTransaction => {
+            let config = Config::of(*seed);
+            config.redis > 0 && config.bounds.redis_multi == RedisMulti::Ordered
+        }
         Mutation::PlacedByWholeKey => Config::of(*seed).hash_tags,
         Mutation::ScanInAnotherOrder => Config::of(*seed).scans,
         Mutation::PendingNotDumped => Config::of(*seed).forgets_soon() && Config::of(*seed).leaves,

@@ -4,7 +4,7 @@ use kv_testkit::resp::Reply;
 
 use crate::invariants::Violation;
 use crate::network::{Actor, ConnectionNumber, Host};
-use crate::redis::RedisClient;
+use crate::redis::{AskedOf, RedisClient};
 use crate::world::World;
 
 /// The maximum time from the moment at which a command is the first one without a reply to its reply, in nanoseconds:
@@ -34,7 +34,12 @@ pub fn reply_is_of_another(args: &str, reply: &Reply) -> Violation {
 /// The function is called at every wake-up of a client that waits.
 pub fn replies_in_time(world: &World, client: &RedisClient) -> Result<(), Violation> {
     let Some(command) = client.queue.front() else { return Ok(()) };
-    if world.now < client.waits_since + REPLIES_WITHIN {
+    // Each command of a transaction with several steps has its own deadline.
+    let commands = match &command.asked {
+        AskedOf::Own(own) => own.commands as u64,
+        _ => 1,
+    };
+    if world.now < client.waits_since + commands * REPLIES_WITHIN {
         return Ok(());
     }
     let number = client.connection.map_or(0, |number| number.0);

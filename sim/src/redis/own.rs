@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use kv_protocol::RedisMulti;
 use kv_testkit::random::Random;
 use kv_testkit::resp::Reply;
 
@@ -13,6 +14,8 @@ const KEYS: usize = 3;
 const ALL_PER_MILLE: u64 = 150;
 /// The probability, per mille, that a command begins a transaction.
 const TRANSACTION_PER_MILLE: u64 = 60;
+/// The probability, per mille, that a transaction has several keys, where these are permitted.
+const SEVERAL_KEYS_PER_MILLE: u64 = 700;
 
 /// The keys of a client.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub struct OwnKeys {
     keys: [Own; KEYS],
     /// The rest of a transaction that has begun.
     rest: VecDeque<OwnCommand>,
+    multi: RedisMulti,
 }
 
 /// A key, of which the name changes when its value is no longer known.
@@ -40,12 +44,14 @@ pub struct OwnCommand {
     pub args: Vec<Vec<u8>>,
     /// The reply.
     pub expected: Reply,
+    /// The number of commands that may wait one after the other before the reply.
+    pub commands: usize,
 }
 
 impl OwnKeys {
-    /// Creates the keys of a client.
-    pub fn new(client: usize) -> OwnKeys {
-        OwnKeys { client, keys: [Own::default(); KEYS], rest: VecDeque::new() }
+    /// Creates the keys of a client of servers with this setting.
+    pub fn new(client: usize, multi: RedisMulti) -> OwnKeys {
+        OwnKeys { client, keys: [Own::default(); KEYS], rest: VecDeque::new(), multi }
     }
 
     /// Chooses a command on one of the keys.
@@ -77,31 +83,45 @@ impl OwnKeys {
         }
     }
 
-    /// Begins a transaction on one key. No other client changes it, so a WATCH does not make the EXEC fail.
+    /// Begins a transaction. No other client changes its keys, so a WATCH does not make the EXEC fail.
     fn begin_transaction(&mut self, random: &mut Random) -> OwnCommand {
         let at = random.index(KEYS);
-        let generation = self.keys[at].generation;
-        let key = self.key(at, generation);
-        let of = |args: Vec<Vec<u8>>, expected: &str| {
-            let expected = Reply::Simple(expected.to_owned());
-            OwnCommand { keys: vec![(at, generation)], args, expected }
+        let keys = match self.multi {
+            RedisMulti::Ordered if random.per_mille(SEVERAL_KEYS_PER_MILLE) => 0..KEYS,
+            _ => at..at + 1,
         };
+        let named: Vec<(usize, u64)> =
+            keys.clone().map(|at| (at, self.keys[at].generation)).collect();
+        let of = |args: Vec<Vec<u8>>, expected: Reply| OwnCommand {
+            keys: named.clone(),
+            args,
+            expected,
+            commands: 1,
+        };
+        let simple = |text: &str| Reply::Simple(text.to_owned());
         let mut script = VecDeque::new();
         if random.per_mille(500) {
-            script.push_back(of(vec![b"WATCH".to_vec(), key], "OK"));
+            let names = named.iter().map(|(at, generation)| self.key(*at, *generation));
+            let args = std::iter::once(b"WATCH".to_vec()).chain(names).collect();
+            script.push_back(of(args, simple("OK")));
         }
-        script.push_back(of(vec![b"MULTI".to_vec()], "OK"));
+        script.push_back(of(vec![b"MULTI".to_vec()], simple("OK")));
         let mut replies = Vec::new();
         for _ in 0..=random.index(4) {
             let amount = i64::try_from(random.below(1_000)).expect("a small number") + 1;
-            let command = self.command(at, random.below(100), amount);
+            let command = match keys.len() > 1 && random.per_mille(ALL_PER_MILLE) {
+                true => self.command_on_all(random.index(3), amount),
+                false => {
+                    let at = keys.start + random.index(keys.len());
+                    self.command(at, random.below(100), amount)
+                }
+            };
             replies.push(command.expected);
-            script.push_back(of(command.args, "QUEUED"));
+            script.push_back(of(command.args, simple("QUEUED")));
         }
-        script.push_back(OwnCommand {
-            expected: Reply::Array(replies),
-            ..of(vec![b"EXEC".to_vec()], "")
-        });
+        let commands = if keys.len() > 1 { 1 + replies.len() } else { 1 };
+        let exec = of(vec![b"EXEC".to_vec()], Reply::Array(replies));
+        script.push_back(OwnCommand { commands, ..exec });
         self.rest = script;
         self.rest.pop_front().expect("a transaction has commands")
     }
@@ -138,7 +158,7 @@ impl OwnKeys {
         self.keys[at].value = after;
         let name = name.as_bytes().to_vec();
         let args = [name, key].into_iter().chain(more).collect();
-        OwnCommand { keys: vec![(at, generation)], args, expected }
+        OwnCommand { keys: vec![(at, generation)], args, expected, commands: 1 }
     }
 
     /// Returns an MGET, MSET or DEL of all keys, which are of several groups.
@@ -162,7 +182,7 @@ impl OwnKeys {
         if kind < 2 {
             self.keys.iter_mut().for_each(|own| own.value = after);
         }
-        OwnCommand { keys, args, expected }
+        OwnCommand { keys, args, expected, commands: 1 }
     }
 
     /// Returns whether the values of the command's keys were known when the command was chosen, and still are.

@@ -11,6 +11,7 @@ use kv_core::arena::SwitchedChunks;
 use kv_core::hash::HashSecret;
 use kv_core::mutations::{self, Mutation};
 use kv_core::replica::{ConnectionId, InstallError, NoFullCopy, Replica, StreamError};
+use kv_protocol::RedisMulti;
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, WallTime};
 use kv_protocol::key::Nonce;
@@ -155,6 +156,7 @@ impl Executor {
     pub(super) fn new(
         identity: Identity,
         memory: &Arc<ConnectionMemory>,
+        redis_multi: RedisMulti,
         seed: u64,
         is_exhausted: &Arc<AtomicBool>,
     ) -> Executor {
@@ -170,7 +172,8 @@ impl Executor {
             true => HashSecret::new(seed),
             false => HashSecret::of_cluster(identity.key),
         };
-        let service = Service::new(identity, nonces, memory, secret, chunks);
+        let mut service = Service::new(identity, nonces, memory, secret, chunks);
+        service.set_redis_multi(redis_multi);
         Executor {
             shard: Shard::new(service, HelloBounds::WIDEST),
             inbox: VecDeque::new(),

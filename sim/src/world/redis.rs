@@ -13,6 +13,7 @@ use crate::invariants::redis as replies;
 use crate::invariants::{messages, redis::is_served};
 use crate::object::ObjectAsk;
 use crate::redis::command::{Command, Told};
+use crate::redis::own::OwnKeys;
 use crate::redis::{AskedOf, DEPTH_MAX, Planned, RedisClient, Sent};
 use crate::server::Reader;
 use crate::workload::{SlotId, value_of};
@@ -44,7 +45,8 @@ impl World {
         let has_own = !self.config.flushes && self.config.bounds.eviction == Eviction::None;
         for client in 0..self.config.redis {
             let depth = 1 + random.index(DEPTH_MAX);
-            self.redis.push(RedisClient::new(client, depth, has_own));
+            let own = has_own.then(|| OwnKeys::new(client, self.config.bounds.redis_multi));
+            self.redis.push(RedisClient::new(client, depth, own));
             self.after(2_000_000 * client as u64, Happening::WakeRedis(client));
         }
     }
@@ -162,8 +164,7 @@ impl World {
             (self.redis[client].is_shut, self.redis[client].is_ending) = (true, true);
             return End::InDoubt;
         }
-        let is_refused = ["TRYAGAIN ", "OOM ", "CLUSTERDOWN "];
-        match is_refused.iter().any(|code| text.starts_with(code)) {
+        match is_refusal(&reply) {
             true => End::NotDone,
             false => End::Told(reply),
         }
@@ -200,6 +201,10 @@ impl World {
             AskedOf::Own(own) => {
                 let state = self.redis[client].own.as_mut().expect("the client has own keys");
                 match end {
+                    // Only a part of a transaction was executed.
+                    End::Told(Reply::Array(replies)) if replies.iter().any(is_refusal) => {
+                        state.forget(&own);
+                    }
                     End::Told(reply) if state.is_known(&own) => {
                         let args = readable(&own.args);
                         self.check(|_, _| {
@@ -372,6 +377,12 @@ impl World {
     pub(super) fn redis_waits(&self) -> bool {
         self.redis.iter().any(|client| !client.queue.is_empty() || client.is_in_transaction())
     }
+}
+
+/// Returns whether a reply is the error of a command that was not executed.
+fn is_refusal(reply: &Reply) -> bool {
+    let codes = ["TRYAGAIN ", "OOM ", "CLUSTERDOWN "];
+    matches!(reply, Reply::Error(text) if codes.iter().any(|code| text.starts_with(code)))
 }
 
 fn nanos(time: u64) -> i64 {
