@@ -183,7 +183,7 @@ impl Settings {
     }
 
     /// Returns every setting as its flag and its value, or `None` if it was not given.
-    fn flags(&self) -> [(&'static str, Option<String>); 13] {
+    fn flags(&self) -> [(&'static str, Option<String>); 14] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
             ("--on-double-fault", Some(self.on_double_fault.to_string())),
