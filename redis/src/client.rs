@@ -33,9 +33,9 @@ pub struct Client {
     /// The replies that the connection sends.
     pub replies: Replies,
     /// The commands since MULTI.
-    pub transaction: Option<Transaction>,
+    pub transaction: Option<Box<Transaction>>,
     /// The transaction that is executed in several steps. No other command begins before its end.
-    pub running: Option<Running>,
+    pub running: Option<Box<Running>>,
     /// The keys since WATCH.
     pub watched: Vec<Watched>,
     /// The address of the client; `None` for a connection without one.
@@ -94,8 +94,8 @@ impl Client {
 
     /// Returns the memory of queued commands, their replies so far, watched keys and names, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let queued = self.transaction.as_ref().map_or(0, Transaction::bytes);
-        let queued = queued + self.running.as_ref().map_or(0, Running::bytes);
+        let queued = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes());
+        let queued = queued + self.running.as_ref().map_or(0, |running| running.bytes());
         let watched = self.watched.iter().map(|watched| watched.key.len() + size_of::<Watched>());
         let names = self.name.len() + self.library.0.len() + self.library.1.len();
         queued + watched.sum::<usize>() + names

@@ -188,6 +188,7 @@ pub(crate) fn execute(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Resul
     let Some(transaction) = context.client.transaction.take() else {
         return Err(NONE);
     };
+    let transaction = *transaction;
     let watched = std::mem::take(&mut context.client.watched);
     if transaction.is_aborted {
         return Err(ABORTED);

@@ -240,6 +240,12 @@ impl Tally {
         }
     }
 
+    /// Returns the memory in bytes.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
     fn report(&mut self) {
         let others = &self.memory.others;
         if self.held >= self.reported {

@@ -481,3 +481,19 @@ fn a_command_with_many_keys_is_served_in_linear_time_over_several_wake_ups() {
     assert!(turns >= 16, "{turns}");
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn an_idle_connection_keeps_no_buffers_of_its_last_commands() {
+    let (mut pair, client) = joined();
+    let held = |pair: &mut Pair| pair.primary.service.outputs.tally().held();
+    let before = held(&mut pair);
+    let line = format!("SET {} 1", key_of(0));
+    pair.primary.handle_bytes(NOW, client, &commands(&[line.as_str(); 20]));
+    assert!(held(&mut pair) > before);
+    assert_eq!(replies(&mut pair, client), "+OK\r\n".repeat(20));
+    assert!(held(&mut pair) > before, "the connection has no buffer for its next command");
+    pair.primary.enforce_deadlines(NOW, [client].into_iter());
+    assert_eq!(held(&mut pair), before);
+    pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
+    assert_eq!(replies(&mut pair, client), "+OK\r\n");
+}

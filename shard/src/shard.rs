@@ -490,7 +490,7 @@ impl Shard {
     }
 
     /// Closes those of `ids` that have exceeded a deadline, or that stall while connection memory is short. Closes none
-    /// while the work of [`Shard::handle_tick`] is postponed. The engine must call this function a few times a second.
+    /// while the work of [`Shard::handle_tick`] is postponed. Releases the buffers of those that are idle. The engine must call this function a few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         if self.deferred > 0 {
             return;
@@ -522,6 +522,9 @@ impl Shard {
                     "its long request stalled while others waited for memory",
                 );
                 continue;
+            }
+            if let Input::Redis(connection) = input {
+                connection.trim(now, &mut self.service);
             }
             if input.deadline(&mut self.service).is_some_and(|due| due <= now) {
                 self.service.outputs.kill(id);

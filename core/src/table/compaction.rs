@@ -241,9 +241,9 @@ impl Table {
     ) -> RelocationEnd<HashBits> {
         let Table { arena, directory, pins, deadlines, .. } = self;
         directory.relocate(arena, from, budget, |arena, handle| {
+            let emptied = arena.emptied_chunks();
             // SAFETY: the handle of a linked entry, whose value is complete. Only its slot, the record of its pins and
             // the list of its deadline refer to it, and all of them get the new handle.
-            let emptied = arena.emptied_chunks();
             let moved = unsafe { entry::relocate(arena, handle, None) };
             let Some((moved, bytes)) = moved else { return Relocated::NoRoom };
             let bytes = bytes + (arena.emptied_chunks() - emptied) * EMPTIED_CHUNK_BYTES;

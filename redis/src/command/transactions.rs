@@ -55,7 +55,7 @@ fn multi(context: &mut Context<'_>, reply: &mut Reply<'_>) -> Result<Plan, Error
     if context.client.transaction.is_some() {
         return Err(Error::Stated("ERR MULTI calls can not be nested"));
     }
-    context.client.transaction = Some(Transaction::new(context.client.database));
+    context.client.transaction = Some(Box::new(Transaction::new(context.client.database)));
     reply.ok();
     Ok(Plan::Replied)
 }

@@ -84,7 +84,7 @@ pub(super) fn begin(
     if elsewhere.is_empty() {
         return running.next(context, reply);
     }
-    context.client.running = Some(running);
+    context.client.running = Some(Box::new(running));
     let asks = elsewhere.iter().map(|watched| Ask::part(&watched.key, Part::new(0, 0))).collect();
     let finish: Finish = Box::new(move |answers, _| {
         Ok(Plan::GoOn(match answers {
@@ -111,7 +111,7 @@ pub(super) fn with_undo(
 ) -> Plan {
     let version = before.version;
     let before = Some(Box::new(before));
-    context.client.running = Some(Running { before, ..Running::of(transaction) });
+    context.client.running = Some(Box::new(Running { before, ..Running::of(transaction) }));
     let finish: Finish = Box::new(move |answers, _| {
         let is_done = matches!(&answers, Ok([answer]) if answer.status != Status::Conflict);
         let mut bytes = Vec::new();
@@ -130,7 +130,8 @@ pub fn go_on(
     ended: Ended,
     reply: &mut Reply<'_>,
 ) -> Result<Plan, Error> {
-    let Some(mut running) = context.client.running.take() else { return Err(super::NONE) };
+    let Some(running) = context.client.running.take() else { return Err(super::NONE) };
+    let mut running = *running;
     match ended {
         Ended::Checked { is_changed: true } => {
             reply.null_array();
@@ -184,7 +185,7 @@ impl Running {
                 Command::of(&args).and_then(|command| (command.perform)(&mut inner, &mut writer));
             match plan {
                 Ok(Plan::Ask { asks, finish }) => {
-                    context.client.running = Some(self);
+                    context.client.running = Some(Box::new(self));
                     return Ok(step(asks, finish, version));
                 }
                 Ok(_) => self.add(&bytes, version),

@@ -590,6 +590,16 @@ impl RedisConnection {
             && service.outputs.get(self.id).is_some_and(|output| !output.is_half_closed())
     }
 
+    /// Releases the memory that a connection without a command in flight keeps for its next one.
+    pub(crate) fn trim(&mut self, now: Time, service: &mut Service) {
+        if self.idle().is_some() {
+            self.input = Vec::new();
+            self.pending = VecDeque::new();
+            self.in_flight = Vec::new();
+            self.count_memory(now, service);
+        }
+    }
+
     /// Returns the connection's id if no command is in flight or being received.
     pub(crate) fn idle(&self) -> Option<ConnectionId> {
         (self.pending.is_empty() && self.input.is_empty()).then_some(self.id)
