@@ -163,6 +163,8 @@ pub struct Facts {
 pub struct Load {
     /// The number of its client connections.
     pub connections: usize,
+    /// The number of its client connections so far.
+    pub accepted: u64,
     /// The memory that its tables have taken from the system, in bytes.
     pub memory: u64,
     /// The number of commands and requests so far.

@@ -222,9 +222,9 @@ impl Command {
     }
 
     /// Returns whether the command begins only when all earlier ones of its connection have their replies, because it
-    /// depends on their results.
+    /// depends on their results, or forgets the keys that an earlier WATCH may still add.
     pub fn waits(&self) -> bool {
-        matches!(self.name, "exec" | "wait")
+        matches!(self.name, "exec" | "wait" | "unwatch" | "discard" | "reset")
     }
 
     /// Returns the name without that of the command that it belongs to.

@@ -97,8 +97,12 @@ const REPEATED: usize = 128;
 
 /// Returns the beginning of an argument as an error repeats it. Redis repeats C strings, which end before a zero byte.
 pub fn shown(argument: &[u8]) -> Cow<'_, str> {
+    beginning(argument, REPEATED)
+}
+
+fn beginning(argument: &[u8], most: usize) -> Cow<'_, str> {
     let length = argument.iter().position(|byte| *byte == 0).unwrap_or(argument.len());
-    String::from_utf8_lossy(&argument[..length.min(REPEATED)])
+    String::from_utf8_lossy(&argument[..length.min(most)])
 }
 
 /// Returns the error for a command that does not exist.
@@ -109,10 +113,28 @@ pub fn unknown(args: &[&[u8]]) -> Error {
     );
     let begin = text.len();
     for arg in args.iter().skip(1) {
-        if text.len() - begin >= REPEATED {
+        let left = REPEATED.saturating_sub(text.len() - begin);
+        if left == 0 {
             break;
         }
-        text.push_str(&format!("'{}' ", shown(arg)));
+        text.push_str(&format!("'{}' ", beginning(arg, left)));
     }
     Error::Text(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_arguments_of_an_unknown_command_together_are_repeated_up_to_a_bound() {
+        let (first, second, third) = ("a".repeat(108), "b".repeat(72), "c");
+        let args = [b"foo", first.as_bytes(), second.as_bytes(), third.as_bytes()];
+        // What Redis 7.0 replies.
+        let expected = format!(
+            "ERR unknown command 'foo', with args beginning with: '{first}' '{}' ",
+            "b".repeat(17)
+        );
+        assert_eq!(unknown(&args).text(), expected);
+    }
 }

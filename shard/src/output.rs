@@ -63,6 +63,8 @@ pub(crate) struct Outputs {
     free_bytes: usize,
     /// The number of writes with the response OUT_OF_SPACE.
     out_of_space: u64,
+    /// The number of connections of clients so far.
+    clients_so_far: u64,
 }
 
 impl Outputs {
@@ -81,6 +83,7 @@ impl Outputs {
             free_list: Vec::new(),
             free_bytes: 0,
             out_of_space: 0,
+            clients_so_far: 0,
         }
     }
 
@@ -119,6 +122,11 @@ impl Outputs {
         self.connections.values().filter(|output| output.is_counted).count()
     }
 
+    /// Returns the number of connections of clients so far.
+    pub(crate) fn clients_so_far(&self) -> u64 {
+        self.clients_so_far
+    }
+
     /// Returns the memory budget of the process.
     pub(crate) fn memory(&self) -> &ConnectionMemory {
         self.tally.memory()
@@ -131,8 +139,10 @@ impl Outputs {
 
     /// Starts to count the memory of a connection's output.
     pub(crate) fn count_memory(&mut self, id: ConnectionId) {
-        if let Some(output) = self.get(id) {
-            output.is_counted = true;
+        if let Some(output) = self.get(id)
+            && !std::mem::replace(&mut output.is_counted, true)
+        {
+            self.clients_so_far += 1;
         }
         self.recount(id);
     }

@@ -453,6 +453,27 @@ fn a_connection_is_not_read_while_exec_waits_for_earlier_commands() {
     assert_eq!(pair.primary.fate(client), crate::Fate::Read);
 }
 
+#[test]
+fn a_command_that_forgets_watched_keys_forgets_those_of_a_watch_without_a_reply() {
+    for (forget, said) in
+        [("UNWATCH", "+OK\r\n"), ("MULTI DISCARD", "+OK\r\n+OK\r\n"), ("RESET", "+RESET\r\n")]
+    {
+        let (mut pair, client) = joined();
+        let watch = format!("WATCH {}", key_of(2));
+        let lines: Vec<&str> = [&*watch].into_iter().chain(forget.split(' ')).collect();
+        pair.primary.handle_bytes(NOW, client, &commands(&lines));
+        let other = Other::accept(&mut pair.primary, NOW, 2);
+        let [(id, ..)] = other.requests(&mut pair.primary, NOW)[..] else { panic!() };
+        other.respond(&mut pair.primary, NOW, id, Status::NotFound);
+        pair.primary.finish_wake_up(NOW);
+        assert_eq!(replies(&mut pair, client), format!("+OK\r\n{said}"));
+        // A watched key of another group makes EXEC fail.
+        let set = format!("SET {} 1", key_of(0));
+        pair.primary.handle_bytes(NOW, client, &commands(&["MULTI", &set, "EXEC"]));
+        assert_eq!(replies(&mut pair, client), "+OK\r\n+QUEUED\r\n*1\r\n+OK\r\n", "{forget}");
+    }
+}
+
 /// The work for a command with many keys is bounded in each wake-up, and grows with their number, not with its square.
 #[test]
 #[allow(clippy::disallowed_methods)] // Only the test reads the clock.

@@ -43,7 +43,7 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
     ("lastsave", "The start of the server."),
     ("latency", "Nothing is recorded."),
     ("slowlog", "Nothing is recorded."),
-    ("lcs", "The table has at most 16 MiB."),
+    ("lcs", "The table has at most 16 MiB, and each value 128 KiB."),
     ("memory", "USAGE is the length of key and value, and 32. STATS and DOCTOR are missing."),
     ("mget", "At most 64 MiB of values. Keys of several shards are read one after the other."),
     ("mset", "Atomic for the keys of each shard, not for all together."),

@@ -130,6 +130,7 @@ fn write_section(
             line(text, "used_memory_human", human(load.memory));
             line(text, "used_memory_rss", load.memory);
             line(text, "used_memory_peak", load.memory);
+            line(text, "used_memory_peak_human", human(load.memory));
             line(text, "maxmemory", facts.memory_limit);
             line(text, "maxmemory_human", human(facts.memory_limit));
             line(text, "maxmemory_policy", super::config::policy(facts.eviction));
@@ -142,6 +143,7 @@ fn write_section(
             zero(text, &["aof_enabled", "aof_rewrite_in_progress"]);
         }
         "stats" => {
+            line(text, "total_connections_received", load.accepted);
             line(text, "total_commands_processed", load.commands);
             line(text, "expired_keys", load.expired);
             line(text, "evicted_keys", load.evicted);
@@ -184,6 +186,13 @@ mod tests {
         let all = String::from_utf8(door.run(&[b"INFO"])).unwrap();
         for line in [
             "redis_mode:standalone",
+            // redis-cli --stat shows the smallest number for one that is missing.
+            "connected_clients:0",
+            "blocked_clients:0",
+            "used_memory:5000",
+            "total_commands_processed:0",
+            "total_connections_received:0",
+            "used_memory_peak_human:4.88K",
             "cluster_enabled:0",
             "role:master",
             "connected_slaves:1",

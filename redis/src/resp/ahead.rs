@@ -9,6 +9,10 @@ use kv_protocol::placement::Digest;
 
 use super::parser::plain_number;
 
+/// The maximum number of arguments of a command that is read ahead. While a longer one arrives, it would be read again
+/// from its beginning with each of its pieces.
+const MAX_ARGS_AHEAD: usize = 16;
+
 /// The digests of the keys of the next commands. They are only a saving: a key without one is digested by itself.
 #[derive(Debug)]
 pub struct KeysAhead<'a> {
@@ -26,8 +30,8 @@ impl<'a> KeysAhead<'a> {
         KeysAhead { keys: [&[]; Digest::TOGETHER], digests, count: 0, commands: 0 }
     }
 
-    /// Reads the first keys of the commands at the beginning of `bytes`. It stops at a command that is incomplete or in
-    /// an uncommon form.
+    /// Reads the first keys of the commands at the beginning of `bytes`. It stops at a command that is incomplete, has
+    /// more than [`MAX_ARGS_AHEAD`] arguments or is in an uncommon form. So it examines a bounded number of bytes.
     pub fn read(bytes: &'a [u8]) -> KeysAhead<'a> {
         let (mut ahead, mut rest) = (KeysAhead::empty(), bytes);
         while ahead.commands < Digest::TOGETHER
@@ -74,6 +78,9 @@ impl<'a> KeysAhead<'a> {
 /// of a command without one is empty.
 fn first_key(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let (count, length) = plain_number(bytes.strip_prefix(b"*")?)?;
+    if count > MAX_ARGS_AHEAD {
+        return None;
+    }
     let (mut key, mut at) = (&[][..], 1 + length);
     for argument in 0..count {
         let (length, size) = plain_number(bytes.get(at..)?.strip_prefix(b"$")?)?;
@@ -124,6 +131,16 @@ mod tests {
         let cut = &bytes[..bytes.len() - 1];
         assert_eq!(digested(cut, &keys), [&b"one"[..], b"two"], "the last command is incomplete");
         assert!(KeysAhead::read(cut).digest_of(b"one").is_none(), "an equal key elsewhere");
+    }
+
+    #[test]
+    fn a_command_with_many_arguments_is_not_read_ahead() {
+        let get = command(&["GET", "key"]);
+        for (arguments, commands) in [(MAX_ARGS_AHEAD, 4), (MAX_ARGS_AHEAD + 1, 2)] {
+            let mget = command(&vec!["MGET"; arguments]);
+            let bytes = [&get[..], &get, &mget, &get].concat();
+            assert_eq!(KeysAhead::read(&bytes).commands, commands, "{arguments}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Server for Host<'_> {
         let counters = self.service.counters();
         Load {
             connections: self.service.outputs.clients(),
+            accepted: self.service.outputs.clients_so_far(),
             memory: self.service.replicas().map(|replica| replica.reserved_bytes()).sum(),
             commands: counters.requests,
             expired: counters.removals.expired,
