@@ -37,6 +37,7 @@ pub struct Ask {
     frame: Vec<u8>,
     digest: Digest,
     is_write: bool,
+    is_costly: bool,
 }
 
 /// Buffers of past requests, for the frames of frequent ones.
@@ -64,7 +65,7 @@ pub type Digests = SmallVec<[Digest; 1]>;
 /// An empty frame, in the place of one that was taken out.
 impl Default for Ask {
     fn default() -> Ask {
-        Ask { frame: Vec::new(), digest: Digest([0; 16]), is_write: false }
+        Ask { frame: Vec::new(), digest: Digest([0; 16]), is_write: false, is_costly: false }
     }
 }
 
@@ -151,13 +152,23 @@ impl Ask {
         let bytes = REQUEST_HEAD_BYTES + key.len() + value;
         frame.reserve(bytes.max(FRAME_CAPACITY));
         request.write(&mut frame);
-        Ask { frame, digest, is_write: operation.write_header().is_some() }
+        Ask { frame, digest, is_write: operation.write_header().is_some(), is_costly: false }
     }
 
     /// Returns the request. Its id, its view and the numbers of its write header are those that were set last.
     pub fn request(&self) -> Request<'_> {
         let opcode = self.frame[OPCODE];
         Request::read(opcode, &self.frame[HEADER_BYTES..]).expect("the frame was encoded here")
+    }
+
+    /// Marks a request of a command whose reply takes up to a millisecond to make.
+    pub fn costly(self) -> Ask {
+        Ask { is_costly: true, ..self }
+    }
+
+    /// Returns whether the request was marked as [`Ask::costly`].
+    pub fn is_costly(&self) -> bool {
+        self.is_costly
     }
 
     /// Returns whether the request is a write.

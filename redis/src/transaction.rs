@@ -52,6 +52,8 @@ pub struct Transaction {
     place: Option<(GroupId, ShardId)>,
     /// The database that the next command will find selected.
     database: u8,
+    /// The number of commands that take long.
+    costly: usize,
     /// True if a command was rejected. EXEC then fails.
     is_aborted: bool,
     /// True if the commands are executed one after the other, because they cannot be one request.
@@ -94,6 +96,12 @@ impl Transaction {
         if self.bytes > MAX_COMMAND_BYTES || self.calls.len() >= MAX_UPDATES {
             return Err(TOO_LONG);
         }
+        if command.name == "lcs" {
+            self.costly += 1;
+            if self.costly > COSTLY_MAX {
+                return Err(TOO_COSTLY);
+            }
+        }
         for at in command.keys.positions(args.len()) {
             let key = database::stored(self.database, args[at])?;
             let place = placement.locate(&key);
@@ -114,6 +122,9 @@ impl Transaction {
     }
 }
 
+/// The maximum number of commands whose replies take up to a millisecond to make.
+const COSTLY_MAX: usize = 8;
+const TOO_COSTLY: Error = Error::Stated("ERR a transaction has at most 8 LCS in this store");
 const TOO_LONG: Error =
     Error::Stated("ERR a transaction has at most 1,024 commands and 17 MiB in this store");
 /// The error of an EXEC without a transaction.

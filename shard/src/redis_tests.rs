@@ -518,3 +518,22 @@ fn an_idle_connection_keeps_no_buffers_of_its_last_commands() {
     pair.primary.handle_bytes(NOW, client, &commands(&[&line]));
     assert_eq!(replies(&mut pair, client), "+OK\r\n");
 }
+
+#[test]
+fn a_wake_up_makes_one_reply_that_takes_long() {
+    let (mut pair, client) = joined();
+    let key = key_of(0);
+    let (set, lcs) = (format!("SET {key} ab"), format!("LCS {key} {key} LEN"));
+    let lines = [&set, &lcs, &lcs, &lcs].map(String::as_str);
+    pair.primary.handle_bytes(NOW, client, &commands(&lines));
+    pair.exchange();
+    let mut replies = take_output(&mut pair.primary, client);
+    for made in 1..=3 {
+        let expected = [&b"+OK\r\n"[..], &b":2\r\n".repeat(made)].concat();
+        assert_eq!(replies, expected);
+        assert_eq!(pair.primary.service.poll_timeout().is_some_and(|due| due <= NOW), made < 3);
+        pair.primary.begin_wake_up(NOW);
+        pair.primary.finish_wake_up(NOW);
+        replies.extend(take_output(&mut pair.primary, client));
+    }
+}

@@ -52,7 +52,8 @@ struct Run {
 fn lcs(context: &mut Context<'_>, _: &mut Reply<'_>) -> Result<Plan, Error> {
     let options = options(context)?;
     let part = Part { all_or_nothing: true, ..Part::new(0, BYTES_MAX) };
-    let asks = vec![Ask::part(&context.key(1)?, part), Ask::part(&context.key(2)?, part)];
+    let ask = |at| Ok(Ask::part(&context.key(at)?, part).costly());
+    let asks = vec![ask(1)?, ask(2)?];
     Ok(Plan::all(asks, move |answers, reply| {
         let [first, second] = [0, 1].map(|index| answers[index].value.unwrap_or(&[]));
         let is_cut = |index: usize, value: &[u8]| {

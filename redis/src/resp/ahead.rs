@@ -31,7 +31,7 @@ impl<'a> KeysAhead<'a> {
     }
 
     /// Reads the first keys of the commands at the beginning of `bytes`. It stops at a command that is incomplete, has
-    /// more than [`MAX_ARGS_AHEAD`] arguments or is in an uncommon form. So it examines a bounded number of bytes.
+    /// more than 16 arguments or is in an uncommon form. So it examines a bounded number of bytes.
     pub fn read(bytes: &'a [u8]) -> KeysAhead<'a> {
         let (mut ahead, mut rest) = (KeysAhead::empty(), bytes);
         while ahead.commands < Digest::TOGETHER

@@ -125,6 +125,7 @@ struct Waiting {
 /// A request of a step.
 struct Part {
     is_read: bool,
+    is_costly: bool,
     outcome: Option<Outcome>,
 }
 
@@ -442,7 +443,10 @@ impl RedisConnection {
         self.weight += footprint.weight;
         self.held_bytes += footprint.bytes;
         self.in_flight.push(InFlight { command, footprint });
-        let part = |ask: &Ask| Part { is_read: !ask.is_write(), outcome: None };
+        let part = |ask: &Ask| {
+            let (is_read, is_costly) = (!ask.is_write(), ask.is_costly());
+            Part { is_read, is_costly, outcome: None }
+        };
         let parts: SmallVec<[Part; 1]> = match &asks[..] {
             [ask] => smallvec![part(ask)],
             asks => asks.iter().map(part).collect(),
@@ -506,6 +510,9 @@ impl RedisConnection {
             self.held_bytes -= footprint.bytes;
         }
         let mut reply = PartialReply { bytes: service.outputs.take_buffer(), form: reply };
+        if parts.iter().any(|part| part.is_costly) {
+            service.gateway.note_costly_reply();
+        }
         let plan = self.continue_with(&parts, finish, &mut reply);
         for part in parts {
             if let Some(Outcome::Response(frame)) = part.outcome {
@@ -537,7 +544,7 @@ impl RedisConnection {
         reply: &mut PartialReply,
     ) -> Result<Plan, Error> {
         // The usual case.
-        if let [Part { is_read, outcome: Some(outcome) }] = parts
+        if let [Part { is_read, outcome: Some(outcome), .. }] = parts
             && let Some(response) = response_of(outcome)
         {
             if !is_read {

@@ -110,6 +110,8 @@ pub(crate) struct Gateway {
     randoms: Cell<u64>,
     /// The work for requests that this shard has served since the wake-up began.
     work: u32,
+    /// True if a reply of this wake-up took long to make.
+    has_costly_reply: bool,
     /// The number of commands so far.
     commands: u64,
     /// The places of which no lane had room when waiting requests were tried last.
@@ -256,6 +258,11 @@ impl Gateway {
         }
     }
 
+    /// Notes that a reply takes long to make. No further response is delivered in this wake-up.
+    pub(crate) fn note_costly_reply(&mut self) {
+        self.has_costly_reply = true;
+    }
+
     /// Returns the next number of a sequence that clients cannot foresee, because they do not know the secret.
     pub(super) fn random(&self, secret: HashSecret) -> u64 {
         self.randoms.set(self.randoms.get() + 1);
@@ -305,8 +312,8 @@ impl Service {
 
     /// Begins a wake-up, with its full amount of work.
     pub(crate) fn begin_gateway_turn(&mut self) {
-        self.gateway.has_news |= self.is_gateway_busy();
-        self.gateway.work = 0;
+        self.gateway.has_news |= self.is_gateway_busy() || self.gateway.has_costly_reply;
+        (self.gateway.work, self.gateway.has_costly_reply) = (0, false);
     }
 
     /// Returns whether the requests of Redis clients have taken so long in this wake-up that further ones are postponed.
@@ -635,6 +642,11 @@ impl Service {
         if std::mem::take(&mut self.gateway.has_news) {
             self.retry_waiting(now);
             self.take_loopback(now);
+        }
+        if self.gateway.has_costly_reply && !self.gateway.answers.is_empty() {
+            // The next wake-up, which follows at once, takes the others.
+            self.gateway.try_again_at(now);
+            return None;
         }
         self.gateway.answers.pop_front()
     }
