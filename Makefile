@@ -40,6 +40,7 @@ test: lint ## run everything that continuous integration runs
 
 lint: setup ## check formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/redis/rust/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
 	$(CARGO) clippy $(MUTATIONS) -p kv-core -p kv-shard --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(LOCKED)
@@ -82,7 +83,7 @@ profile: ## profile a server with GET and PUT, and count instructions per operat
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	@scripts/profile.sh
 
-redis-clients: ## run clients and frameworks of Redis in Python and JavaScript against real clusters
+redis-clients: ## run clients and frameworks of Redis in Python, JavaScript and Rust against real clusters
 	scripts/setup.sh clients
 	$(CARGO) test $(LOCKED) --test redis clients -- --ignored --nocapture
 

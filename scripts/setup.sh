@@ -4,7 +4,7 @@
 #
 #   scripts/setup.sh build     tools for `make all` and `make run`
 #   scripts/setup.sh           these, and tools and clients of Redis for `make test` and `make lint`
-#   scripts/setup.sh clients   tools for `make all`, and clients of Redis in Python and JavaScript for `make redis-clients`
+#   scripts/setup.sh clients   tools for `make all`, and clients of Redis in Python, JavaScript and Rust for `make redis-clients`
 #   scripts/setup.sh bench     tools for `make all`, and hiredis and redis-server for `make bench-client`
 #   scripts/setup.sh sim       tools for `make all`, and redis-server for `make sim`
 #   scripts/setup.sh compare   other stores for `make compare`, as far as they can be installed; never fails
@@ -127,6 +127,8 @@ install_redis_clients() {
         npm ci --prefix "$at/node" --ignore-scripts --no-audit --no-fund
         cp "$pins/node/package-lock.json" "$at/node/installed.json"
     fi
+    # These are a package of their own: cargo builds again what has changed.
+    cargo build --locked --quiet --manifest-path "$pins/rust/Cargo.toml" --target-dir "$at/rust"
 }
 
 list_and_leave() {

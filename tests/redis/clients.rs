@@ -1,5 +1,5 @@
-//! Clients and frameworks that others wrote, unchanged. `make redis-clients` installs those in Python and JavaScript in
-//! `target/redis-clients/`, and runs them.
+//! Clients and frameworks that others wrote, unchanged. `make redis-clients` installs those in Python, JavaScript and Rust
+//! in `target/redis-clients/`, and runs them.
 //!
 //! A program gets the addresses of all servers, and ends with status 0 after it has printed `passed`.
 
@@ -52,39 +52,39 @@ fn run_node(program: &str) {
 }
 
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn redis_py_works_at_every_server_with_both_protocols() {
     run(python("redis_py.py"));
 }
 
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn caches_and_sessions_of_django_and_flask_work() {
     let cluster = Cluster::builder().shards(2).flag("--redis-multi").flag("ordered").start();
     run_on(cluster, python("frameworks.py"));
 }
 
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn node_redis_works_at_every_server_with_both_protocols() {
     run_node("node_redis.mjs");
 }
 
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn ioredis_works_at_every_server() {
     run_node("ioredis.mjs");
 }
 
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn connect_redis_and_keyv_work() {
     run_node("stores.mjs");
 }
 
 /// The increments of a pool count once, and get no error, while a server to which it has no connection is killed.
 #[test]
-#[ignore = "needs packages of Python and JavaScript; `make redis-clients` installs and runs it"]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
 fn a_pool_of_redis_py_counts_exactly_while_a_server_is_killed() {
     let cluster = Cluster::start();
     let addresses = servers(&cluster);
@@ -113,6 +113,71 @@ fn a_pool_of_redis_py_counts_exactly_while_a_server_is_killed() {
     assert!(last.starts_with("passed"), "{last}");
     println!("{last}");
     cluster.stop();
+}
+
+fn rust(program: &str) -> Command {
+    Command::new(installed("rust/debug").join(program))
+}
+
+#[test]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
+fn redis_rs_works_at_every_server_with_both_protocols() {
+    run(rust("redis_rs"));
+}
+
+#[test]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
+fn fred_works_at_every_server_with_both_protocols() {
+    run(rust("fred"));
+}
+
+/// A client increments keys of all servers while the server to which it is connected is killed. It connects to the next
+/// server, finds every acknowledged increment, and then this server is killed too.
+fn counts_exactly_while_its_server_is_killed(program: &str) {
+    let cluster = Cluster::start();
+    let addresses = servers(&cluster);
+    let mut command = rust(program);
+    command.arg("increments").args(addresses.iter().map(ToString::to_string));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("start the client");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut line = || output.next().expect("a line").expect("a line in UTF-8");
+    assert_eq!(line(), "started");
+    let mut observer = Connection::open(addresses[2]);
+    let mut sum = || -> i64 {
+        let mut digits = |n| match observer.ask(&format!("GET counter{n}")) {
+            Reply::Bulk(Some(digits)) => String::from_utf8(digits).expect("digits"),
+            other => panic!("{other:?}"),
+        };
+        (0..30).map(|n| digits(n).parse::<i64>().expect("a number")).sum()
+    };
+    for server in [0, 1] {
+        let before = sum();
+        wait_until("further increments", TIMEOUT, || sum() > before + 200);
+        process::signal(cluster.server_pid(server), Signal::KILL);
+        cluster.await_whole();
+    }
+    let before = sum();
+    wait_until("increments at the third server", TIMEOUT, || sum() > before + 200);
+    drop(child.stdin.take());
+    let ended = programs::wait(&mut child, TIMEOUT).expect("an end in time");
+    assert_eq!(ended, Some(0));
+    let last = line();
+    assert!(last.starts_with("passed") && last.contains("at 3 servers"), "{last}");
+    println!("{program} {last}");
+    cluster.stop();
+}
+
+#[test]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
+fn redis_rs_loses_no_increment_when_its_server_is_killed() {
+    counts_exactly_while_its_server_is_killed("redis_rs");
+}
+
+#[test]
+#[ignore = "needs programs of others; `make redis-clients` installs and runs it"]
+fn fred_loses_no_increment_when_its_server_is_killed() {
+    counts_exactly_while_its_server_is_killed("fred");
 }
 
 #[test]
