@@ -35,7 +35,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_millis(1);
 const ADVANCE_INTERVAL: Duration = Duration::from_millis(50);
 /// The maximum number of entries that one write removes. Its decision and its commit take about 150 microseconds each,
 /// and more if segments of the table shrink at the same time.
-const REMOVALS_MAX: usize = 384;
+pub(super) const REMOVALS_MAX: usize = 384;
 /// The maximum number of moves of the search per step.
 const MOVES_MAX: usize = 2_048;
 /// The maximum number of reads that wait for the removal of one entry.

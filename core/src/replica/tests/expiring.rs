@@ -3,6 +3,7 @@
 use kv_protocol::update::{Action, Expiry, Precondition, Update};
 
 use super::*;
+use crate::replica::expiry;
 
 const WALL: u64 = 1_800_000_000_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -207,6 +208,6 @@ fn two_writes_that_remove_expired_entries_are_in_flight_and_remove_different_one
     assert_eq!(in_flight(&pair), 2, "without an ack");
     pair.settle();
     assert_eq!(in_flight(&pair), 0);
-    assert_eq!(contents(&pair.primary).len(), 3_000 - 2 * 512);
+    assert_eq!(contents(&pair.primary).len(), 3_000 - 2 * expiry::REMOVALS_MAX);
     assert_eq!(pair.primary.content(), pair.secondary.content());
 }
